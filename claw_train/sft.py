@@ -348,7 +348,7 @@ def recipe(env: str, config: SftConfig, size: NanoConfig, seed: int) -> str:
     where = world(env).demonstrations
     if where is None:
         raise ConfigError(f"environment {env!r} has no demonstrations to clone; give a policy that can already act")
-    files = sorted(Path(inspect.getfile(resolve(where))).parent.glob("*.py"))
+    files = sorted(Path(inspect.getfile(resolve(where))).parent.rglob("*.py"))
     files += [Path(__file__), *(Path(inspect.getfile(m)) for m in (nano, render_compact))]
     parts = [f.read_bytes() for f in files]
     parts.append(json.dumps([env, asdict(config), asdict(size), seed], sort_keys=True, default=str).encode())
