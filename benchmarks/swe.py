@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.common import arguments, median, report, table
 from claw_envs.messages import ToolCall, assistant
-from claw_envs.sandbox import SandboxSpec, make_sandboxes
+from claw_envs.sandbox import Sandbox, Sandboxes, SandboxSpec, make_sandboxes
 from claw_envs.swe.demos import oracle
 from claw_envs.swe.embedded.edits import Edit
 from claw_envs.swe.embedded.functions import POOLS
@@ -32,43 +32,40 @@ TELLS = {"call": "shows a call", "symptom": "tells a symptom", "complaint": "onl
 _NAMES = frozenset(word for pool in POOLS.values() for word in pool)
 
 
-def milliseconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return (time.perf_counter() - began) * 1000
-
-
-def speed(runs: int, workers: int) -> dict[str, float]:
-    """Milliseconds of the parts, and whole episodes per second."""
-    sandboxes = make_sandboxes("namespace")
-    tasks = embedded("heldout", 10 * runs)
-    bare, reset, own, both = [], [], [], []
+def speed(backend: str, count: int, workers: int) -> dict[str, float]:
+    """Milliseconds of the parts on `count` tasks, and whole episodes per second."""
+    sandboxes = make_sandboxes(backend)
+    tasks = embedded("heldout", count)
+    figures: dict[str, list[float]] = {
+        n: [] for n in ("bare sandbox", "reset", "grading, our grader", "grading, both graders")
+    }
+    graders = [Grader(sandboxes, judges="own", remembered=0), Grader(sandboxes, judges="auto", remembered=0)]
     env = SweEnv(tasks, sandbox=sandboxes)
     swebench_modules()
     for task in tasks:
         spec = SandboxSpec(workdir=task.sandbox.workdir, limits=task.sandbox.limits)
-        bare.append(milliseconds(lambda spec=spec: sandboxes.start(spec).close()))
-        reset.append(milliseconds(lambda task=task: env.reset(options={"task": task})))
-        for grader, into in (
-            (Grader(sandboxes, judges="own", remembered=0), own),
-            (Grader(sandboxes, judges="auto", remembered=0), both),
-        ):
-            gold = task.row.patch.encode()
-            into.append(milliseconds(lambda g=grader, t=task, p=gold: g.grade(t.row, t.sandbox, p)))
+        gold = task.row.patch.encode()
+        works: list[Callable[[], object]] = [
+            lambda spec=spec: sandboxes.start(spec),
+            lambda task=task: env.reset(options={"task": task}),
+            *(lambda g=g, task=task, gold=gold: g.grade(task.row, task.sandbox, gold) for g in graders),
+        ]
+        for values, work in zip(figures.values(), works, strict=True):
+            began = time.perf_counter()
+            made = work()
+            values.append((time.perf_counter() - began) * 1000)
+            if isinstance(made, Sandbox):
+                made.close()
     env.close()
     return {
-        "bare sandbox, start and close": median(bare),
-        "reset": median(reset),
-        "grading, our grader": median(own),
-        "grading, both graders": median(both),
-        "slowest grading": max(both),
-        "episodes per second": episodes_per_second(tasks * 3, workers),
+        **{name: median(values) for name, values in figures.items()},
+        "slowest grading": max(figures["grading, both graders"]),
+        f"episodes per second, {workers} at once": episodes_per_second(sandboxes, tasks * 3, workers),
     }
 
 
-def episodes_per_second(tasks: Sequence[EmbeddedTask], workers: int) -> float:
+def episodes_per_second(sandboxes: Sandboxes, tasks: Sequence[EmbeddedTask], workers: int) -> float:
     """Whole episodes of scripted agents; all must resolve."""
-    sandboxes = make_sandboxes("namespace")
     envs = [SweEnv(tasks, sandbox=sandboxes) for _ in range(workers)]
 
     def play(index: int) -> bool:
@@ -185,11 +182,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--train", type=int, default=1900, help="training tasks whose commands are tried (default 1900)"
     )
+    parser.add_argument("--docker", action="store_true", help="also 16 episodes at once in Docker (DOCKER_HOST)")
     options = parser.parse_args(argv)
-    figures: dict[str, Any] = {"speed": speed(options.runs, options.workers)}
+    figures: dict[str, Any] = {"namespace": speed("namespace", 10 * options.runs, options.workers)}
+    if options.docker:
+        figures["docker"] = speed("docker", 2 * options.runs, 16)
+    rows = [
+        [f"{backend}: {name}", value, "1/s" if "per second" in name else "ms"]
+        for backend, speeds in figures.items()
+        for name, value in speeds.items()
+    ]
     figures["blind"] = blind(options.train, options.heldout)
     figures["issue alone"] = issue_alone(options.heldout)
-    rows = [[name, value, "ms" if "second" not in name else "1/s"] for name, value in figures["speed"].items()]
     b, i = figures["blind"], figures["issue alone"]
     rows += [
         [f"best of {b['tried']} fixed commands on {b['tasks']} held-out tasks", b["share"], f"`{b['command']}`"],

@@ -38,7 +38,7 @@ HABITS: dict[str, Habit] = {
     "wrong_default": "guess",
 }
 """How these kinds of bugs are got wrong. slip: a plausible change of the right line that is wrong; print: sed without -i, so that
-nothing changes; guess: a change made without reading the file."""
+nothing changes; guess: a change made without reading the file, whose line is not there."""
 
 HARD_SLOPPY = 0.97
 """The rate of habits at the hard start."""
@@ -107,11 +107,11 @@ def habit(task: EmbeddedTask, rng: Random) -> tuple[str, ...]:
         case "print":
             return (f"cat {fix.path}", fix.command(in_place=False))
         case "guess":
-            # What mends another repository's bug of this kind, in the file that the issue names.
+            # What mends another repository's bug of this kind, in the file that the issue names, where it finds nothing to mend.
             text = task.instance.repository.files[fix.path].decode()
             while True:
                 guess = replace(_another(task, rng, task.family).instance.fix, path=fix.path)
-                if guess.apply(text) != fix.apply(text):
+                if guess.apply(text) == text:
                     return (guess.command(),)
 
 

@@ -32,6 +32,7 @@ from claw_envs.swe.rows import Row
 WORKDIR = "/testbed"
 _HOST_PYTHON = "/usr/bin/python3"
 """The one that the embedded sandbox shows."""
+_CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 _IDENTITY = ("-c", "user.name=source", "-c", "user.email=source@localhost", "-c", "commit.gpgSign=false")
 _WHEN = "2020-01-01T00:00:00+0000"
 
@@ -143,10 +144,14 @@ def docker_context(prepared: Prepared, into: Path, *, packages: Sequence[str] = 
     with tarfile.open(into / "testbed.tar", "w") as archive:
         archive.add(prepared.folder, arcname=".")
     (into / "scrub.sh").write_text(SCRUB, encoding="utf-8")
+    # What this machine trusts, the image being built must trust as well: the package index may stand behind a proxy.
+    trusted = _CA_BUNDLE.read_bytes() if _CA_BUNDLE.is_file() else b""
+    (into / "ca.crt").write_bytes(trusted)
+    pip = f"{'PIP_CERT=/tmp/ca.crt ' if trusted else ''}/opt/testbed/bin/pip install -q"
     wanted = " ".join(f"'{p}'" for p in ("pytest", *packages))
     (into / "Dockerfile").write_text(
-        f"FROM {base}\nUSER root\nADD testbed.tar {WORKDIR}/\nWORKDIR {WORKDIR}\n"
-        f"RUN python3 -m venv /opt/testbed && /opt/testbed/bin/pip install -q {wanted} && /opt/testbed/bin/pip install -q -e .\n"
+        f"FROM {base}\nUSER root\nADD testbed.tar {WORKDIR}/\nWORKDIR {WORKDIR}\nCOPY ca.crt /tmp/ca.crt\n"
+        f"RUN python3 -m venv /opt/testbed && {pip} {wanted} && {pip} -e . && rm /tmp/ca.crt\n"
         "ENV PATH=/opt/testbed/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
         "COPY scrub.sh /tmp/scrub.sh\n"
         f"RUN W={WORKDIR} BASE={prepared.row.base_commit} bash /tmp/scrub.sh && rm /tmp/scrub.sh\n",
@@ -164,9 +169,11 @@ def docker_builder(endpoint: str = "") -> Builder:
     return lambda context: docker_images.build(engine, context, timeout_s=1800.0)
 
 
-def docker_row(prepared: Prepared, scratch: Path, build: Builder, *, packages: Sequence[str] = ()) -> Row:
+def docker_row(
+    prepared: Prepared, scratch: Path, build: Builder, *, packages: Sequence[str] = (), base: str = "claw/base"
+) -> Row:
     """The row with a Docker image of its own."""
-    image = build(docker_context(prepared, scratch / "context", packages=packages))
+    image = build(docker_context(prepared, scratch / "context", packages=packages, base=base))
     return with_local_tests(prepared, before=("export PATH=/opt/testbed/bin:$PATH",), image=image)
 
 

@@ -6,7 +6,7 @@ import difflib
 import re
 from dataclasses import dataclass
 
-_WORDS = re.compile(r"\w+|\s|[^\w\s]")
+_WORDS = re.compile(r"\w+|[<>=!*/+-]+|\s|[^\w\s]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,10 @@ def diff_of(path: str, old: bytes | None, new: bytes) -> str:
 
 
 def smallest_edit(path: str, old: str, new: str) -> Edit | None:
-    """The edit of fewest words that makes `new` of `old`, which differ in one line; None when there is none.
+    """The shortest of five edits that makes `new` of `old`, which differ in one line; None when there is none.
 
-    Words are added before the change where it needs them to be found, then after it, then the whole line is named.
+    In order: the words that change; with the word before and after them; the line without its indentation; with it; the same,
+    anchored.
     """
     lines = [(a, b) for a, b in zip(old.split("\n"), new.split("\n"), strict=True) if a != b]
     if len(lines) != 1:
@@ -56,7 +57,15 @@ def smallest_edit(path: str, old: str, new: str) -> Edit | None:
     most = min(len(before), len(after))
     same = next((i for i in range(most) if before[i] != after[i]), most)
     end = next((i for i in range(most - same) if before[-1 - i] != after[-1 - i]), most - same)
-    spans = [(left, right) for right in range(end, -1, -1) for left in range(same, -1, -1)]
+    indent = next((i for i in range(same) if before[i] != " "), same)
+    spans = [(same, end), (_grown(before, same), _grown(before[::-1], end)), (indent, 0), (0, 0)]
     cut = [("".join(before[i : len(before) - j]), "".join(after[i : len(after) - j])) for i, j in spans]
     edits = [*(Edit(path, *words) for words in cut), Edit(path, *lines[0], whole=True)]
     return next((e for e in edits if e.old and e.apply(old) == new), None)
+
+
+def _grown(words: list[str], count: int) -> int:
+    """How many of the first `count` words are left out when the last one that is no blank is taken in."""
+    while count and words[count - 1] == " ":
+        count -= 1
+    return max(0, count - 1)

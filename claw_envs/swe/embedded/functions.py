@@ -860,9 +860,11 @@ ISSUES = (
     "{path}: {f} {symptom}",
     "{path}: since today {f} {symptom}.",
     "{path}: {f} is wrong",
-    "{path}: I cannot use {f}. It is not right.",
+    "{path}: {f} is not right",
+    "{path}: I cannot use {f}, it is wrong",
+    "{path}: please check {f}",
 )
-"""How people complain: a third show one call and say nothing of the cause, a third say what they see, a third just complain."""
+"""How people complain: a quarter show one call and say nothing of the cause, a quarter say what they see, half just complain."""
 
 PACKAGES = ("shop", "bank", "library", "garden", "school", "clinic", "hotel", "farm")
 MODULES = ("cart", "ledger", "report", "rules", "desk", "intake", "plan", "export", "notes", "queue")

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from claw_envs.sandbox import Sandbox, Sandboxes, SandboxSpec, Workspace
+from claw_envs.swe.embedded.edits import diff_of
+from claw_envs.swe.rows import Row, parse
 from claw_envs.swe.tasks import EMBEDDED_LIMITS, WORKDIR, EmbeddedTask, embedded_task
 
 ENV = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
@@ -78,3 +80,30 @@ def start(sandboxes: Sandboxes, request: pytest.FixtureRequest) -> Start:
 def task() -> EmbeddedTask:
     """One generated task."""
     return embedded_task("wrong_operator", "train", 0, 1)
+
+
+CODE, FIXED = "def half(n):\n    return n / 2\n", "def half(n):\n    return n // 2\n"
+TESTS = "from thing import half\n\n\ndef test_half():\n    assert half(4) == 2\n"
+MORE = TESTS + "\n\ndef test_odd():\n    assert half(5) == 2\n"
+
+
+def diff(path: str, old: str, new: str) -> str:
+    return diff_of(path, old.encode(), new.encode())
+
+
+@pytest.fixture
+def row() -> Row:
+    """A row about a package that halves numbers; its image is still to be made."""
+    return parse(
+        {
+            "repo": "pytest-dev/pytest",
+            "instance_id": "thing__thing-1",
+            "base_commit": "0" * 40,
+            "patch": diff("thing/__init__.py", CODE, FIXED),
+            "test_patch": diff("tests/test_thing.py", TESTS, MORE),
+            "problem_statement": "half of five",
+            "version": "7.0",
+            "FAIL_TO_PASS": ["tests/test_thing.py::test_odd"],
+            "PASS_TO_PASS": ["tests/test_thing.py::test_half"],
+        }
+    )

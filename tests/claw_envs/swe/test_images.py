@@ -18,34 +18,7 @@ from claw_envs.swe.cli import main, verify_one
 from claw_envs.swe.grading import Grader
 from claw_envs.swe.rows import Row, parse
 from claw_envs.swe.tasks import row_task
-from tests.claw_envs.swe.conftest import git
-
-CODE, FIXED = "def half(n):\n    return n / 2\n", "def half(n):\n    return n // 2\n"
-TESTS = "from thing import half\n\n\ndef test_half():\n    assert half(4) == 2\n"
-MORE = TESTS + "\n\ndef test_odd():\n    assert half(5) == 2\n"
-
-
-def diff(path: str, old: str, new: str) -> str:
-    from claw_envs.swe.embedded.edits import diff_of
-
-    return diff_of(path, old.encode(), new.encode())
-
-
-@pytest.fixture
-def row() -> Row:
-    return parse(
-        {
-            "repo": "pytest-dev/pytest",
-            "instance_id": "thing__thing-1",
-            "base_commit": "0" * 40,
-            "patch": diff("thing/__init__.py", CODE, FIXED),
-            "test_patch": diff("tests/test_thing.py", TESTS, MORE),
-            "problem_statement": "half of five",
-            "version": "7.0",
-            "FAIL_TO_PASS": ["tests/test_thing.py::test_odd"],
-            "PASS_TO_PASS": ["tests/test_thing.py::test_half"],
-        }
-    )
+from tests.claw_envs.swe.conftest import CODE, FIXED, MORE, TESTS, git
 
 
 def project(folder: Path, *, code: str = CODE, tests: str | None = TESTS) -> Path:

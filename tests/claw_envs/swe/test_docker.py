@@ -1,0 +1,83 @@
+"""The same tasks in Docker: generated ones, sixteen at once, and an image that was built from a source archive."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from claw_envs.errors import SandboxError
+from claw_envs.messages import ToolCall, assistant
+from claw_envs.sandbox.docker import DockerSandboxes
+from claw_envs.swe import images
+from claw_envs.swe.cli import verify_one
+from claw_envs.swe.demos import oracle
+from claw_envs.swe.env import SweEnv
+from claw_envs.swe.grading import Grader
+from claw_envs.swe.rows import Row, parse
+from claw_envs.swe.tasks import EmbeddedTask, load, row_task
+from tests.claw_envs.swe.test_images import project, tarred
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.fixture
+def docker(endpoint: str, base: str) -> Iterator[DockerSandboxes]:
+    backend = DockerSandboxes(endpoints=[endpoint], image=base)
+    yield backend
+    backend.close()
+
+
+def test_a_generated_task_is_sound_in_docker(docker: DockerSandboxes) -> None:
+    for task in load("validation", count=2):
+        assert str(verify_one(task, Grader(docker, judges="own", remembered=0))) == "sound"
+
+
+def test_sixteen_episodes_at_once(docker: DockerSandboxes) -> None:
+    def play(task: EmbeddedTask) -> bool:
+        env = SweEnv([task], sandbox=docker, judges="own")
+        env.reset()
+        look, mend = oracle(task)
+        env.step(assistant("", ToolCall("bash", {"command": look})))
+        info = env.step(assistant("", ToolCall("bash", {"command": mend}), ToolCall("submit")))[4]
+        env.close()
+        return info["success"]
+
+    tasks = list(load("validation", count=16))
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(play, tasks))  # type: ignore[arg-type]
+    assert docker.live == 0
+
+
+def test_a_missing_image_is_a_broken_world(docker: DockerSandboxes, task: EmbeddedTask) -> None:
+    gone = row_task(parse({**task.row.to_dict(), "image": "swebench/sweb.eval.x86_64.no_1776_such-1:latest"}))
+    with pytest.raises(SandboxError, match="no_1776_such"):
+        SweEnv([gone], sandbox=docker).reset()
+
+
+def test_an_image_from_a_source_archive(
+    docker: DockerSandboxes, endpoint: str, base: str, row: Row, tmp_path: Path
+) -> None:
+    """Built by the engine with pip (needs the package index), scrubbed once, sound, and quick to reset."""
+    folder = tmp_path / "out" / "testbed"
+    folder.parent.mkdir()
+    images.unpack(str(tarred(project(tmp_path / "thing-1.0"))), folder)
+    prepared = images.at_base(row, folder)
+    try:
+        made = images.docker_row(prepared, tmp_path, images.docker_builder(endpoint), base=base)
+    except SandboxError as error:
+        if "No matching distribution" not in str(error) and "Retrying" not in str(error):
+            raise
+        pytest.skip("no package index")
+    task = row_task(parse(json.loads(json.dumps(made.to_dict()))))
+    assert str(verify_one(task, Grader(docker, judges="own", remembered=0))) == "sound"
+    with docker.start(task.sandbox) as sandbox:
+        assert sandbox.exec("cat /testbed/.git/claw-start").ok, "it was scrubbed when it was built"
+    env = SweEnv([task], sandbox=docker, judges="own")
+    env.reset()
+    fix = assistant("", ToolCall("bash", {"command": "sed -i 's|n / 2|n // 2|' thing/__init__.py"}), ToolCall("submit"))
+    assert env.step(fix)[4]["success"]
+    env.close()
