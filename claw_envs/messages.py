@@ -132,6 +132,21 @@ def with_hint(messages: Sequence[Message], hint: str) -> Observation:
     return (*out, user(f"Hint: {hint}"))
 
 
+def with_notes(messages: Sequence[Message], notes: Sequence[str]) -> Observation:
+    """The same messages with `notes`, what is remembered of this user, at the end of the first system message.
+
+    The one place that words it, for demonstrations and for memories alike. Without a system message there will be one in front.
+    """
+    if not notes:
+        return tuple(messages)
+    text = "Notes:" + "".join(f"\n- {note}" for note in notes)
+    for i, m in enumerate(messages):
+        if m.role == "system":
+            said = replace(m, text=f"{m.text}\n{text}" if m.text else text)
+            return (*messages[:i], said, *messages[i + 1 :])
+    return (system(text), *messages)
+
+
 def dump(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """`to_dict` over a sequence."""
     return [m.to_dict() for m in messages]
