@@ -47,16 +47,35 @@ stop() {
   kill -9 "$p"
 }
 
-clean() { # also what a killed dockerd left: shims that name this folder, and mounts below it
-  stop
-  local p mount
+end_containers() { # of a killed dockerd: their shims, which name this folder, and every process of the containers it knows
+  local p id
   for p in /proc/[0-9]*; do
     p=${p#/proc/}
     [ "$(cat "/proc/$p/comm" 2>/dev/null)" = containerd-shim ] || continue
-    case $(tr '\0' ' ' <"/proc/$p/cmdline" 2>/dev/null) in *" $dir/exec/containerd/containerd.sock "*) kill -9 "$p" ;; esac
+    case $(tr '\0' ' ' <"/proc/$p/cmdline" 2>/dev/null) in *" $dir/exec/containerd/containerd.sock "*) kill -9 "$p" 2>/dev/null || true ;; esac
   done
+  for id in "$dir"/data/containers/*; do
+    id=${id##*/}
+    [ ${#id} = 64 ] || continue
+    for p in $(grep -lsF "/$id" /proc/[0-9]*/cgroup); do p=${p#/proc/}; kill -9 "${p%/cgroup}" 2>/dev/null || true; done
+  done
+}
+
+unmount() {
+  local mount
   for mount in $(awk -v d="$dir/" 'index($5, d) == 1 {print $5}' /proc/self/mountinfo | sort -r); do
     umount -l "$mount" 2>/dev/null || true
+  done
+}
+
+clean() { # what a killed dockerd left, too; what was about to end may still mount and write, so more than once
+  local i
+  stop
+  for i in 1 2 3 4 5; do
+    end_containers
+    unmount
+    rm -rf "$dir" 2>/dev/null && return
+    sleep 0.5
   done
   rm -rf "$dir"
 }
