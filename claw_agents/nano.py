@@ -49,8 +49,10 @@ class NanoConfig:
             raise ConfigError(f"nano: {self.heads} heads cannot share {self.kv_heads} kv_heads; it must be a multiple")
 
 
-def make_tokenizer(texts: Iterable[str], config: NanoConfig) -> PreTrainedTokenizerFast:
-    """A tokenizer that has a token for every common word of `texts`; the same texts give the same tokenizer.
+def make_tokenizer(texts: Iterable[str], config: NanoConfig, *, least: int = 1) -> PreTrainedTokenizerFast:
+    """A tokenizer that has a token for the common words of `texts`; the same texts give the same tokenizer.
+
+    A word seen less than `least` times is spelt in characters.
 
     Ids: special tokens, bytes, characters, then words from the commonest on. Any text survives encoding and decoding.
     """
@@ -62,7 +64,7 @@ def make_tokenizer(texts: Iterable[str], config: NanoConfig) -> PreTrainedTokeni
     for text in texts:
         counts.update(word for word, _ in split.pre_tokenize_str(text))
     characters = [chr(i) for i in range(32, 127)] + ["\n", "\t"]
-    words = sorted((w for w in counts if len(w) > 1), key=lambda w: (-counts[w], w))
+    words = sorted((w for w, n in counts.items() if len(w) > 1 and n >= least), key=lambda w: (-counts[w], w))
     names = [*SPECIALS, *(f"<0x{i:02X}>" for i in range(256)), *characters]
     if len(names) > config.vocab:
         raise ConfigError(f"nano: vocab is {config.vocab}; it must be at least {len(names)}")

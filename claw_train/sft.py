@@ -33,6 +33,7 @@ from claw_agents.child import Child
 from claw_agents.nano import NanoConfig
 from claw_agents.render import Writer, renderer_for
 from claw_agents.trajectory import Generation, Prompt
+from claw_envs import demonstrate, messages, smalltalk
 from claw_envs.env import Demonstration
 from claw_envs.errors import ConfigError
 from claw_envs.messages import assistant, with_hint
@@ -47,6 +48,8 @@ _COPY_ROWS = 32
 """Exercises in one step of copying; with 8 it is not found in 300 steps."""
 _COPY_WORDS = 16
 """Words to copy in one exercise."""
+_COMMON = 4
+"""A word seen less often is spelt, so that the model learns what spelt words are like before it meets a person's."""
 _STEPS = 50
 """Optimizer steps made between two reports."""
 
@@ -192,7 +195,7 @@ class Cloner:
         folder = self._start
         if folder is None:
             folder = Path(self._scratch.name) / "birth"
-            tokenizer = nano.make_tokenizer(texts(self._demos), self._size)
+            tokenizer = nano.make_tokenizer(texts(self._demos), self._size, least=_COMMON)
             nano.save(folder, nano.make_model(self._size, tokenizer), tokenizer)
         renderer = renderer_for(AutoTokenizer.from_pretrained(folder), **self._template)
         if not isinstance(renderer, Writer):
@@ -349,7 +352,10 @@ def recipe(env: str, config: SftConfig, size: NanoConfig, seed: int) -> str:
     if where is None:
         raise ConfigError(f"environment {env!r} has no demonstrations to clone; give a policy that can already act")
     files = sorted(Path(inspect.getfile(resolve(where))).parent.rglob("*.py"))
-    files += [Path(__file__), *(Path(inspect.getfile(m)) for m in (nano, render_compact))]
+    files += [
+        Path(__file__),
+        *(Path(inspect.getfile(m)) for m in (nano, render_compact, demonstrate, messages, smalltalk)),
+    ]
     parts = [f.read_bytes() for f in files]
     parts.append(json.dumps([env, asdict(config), asdict(size), seed], sort_keys=True, default=str).encode())
     parts += [f"{name} {version(name)}".encode() for name in ("torch", "transformers", "tokenizers")]

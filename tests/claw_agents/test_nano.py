@@ -87,6 +87,8 @@ def test_vocabulary_is_bounded_and_keeps_the_commonest_words() -> None:
     small = make_tokenizer(["aa bb bb cc cc cc"], NanoConfig(vocab=base + 2))
     assert len(small) == base + 2
     assert small.tokenize("cc bb aa") == ["cc", " ", "bb", " ", "a", "a"]
+    rare = make_tokenizer(["aa bb bb cc cc cc"], NanoConfig(), least=2)
+    assert rare.tokenize("cc bb aa") == ["cc", " ", "bb", " ", "a", "a"]
     with pytest.raises(ConfigError, match=f"at least {base}"):
         make_tokenizer([], NanoConfig(vocab=100))
     with pytest.raises(ConfigError, match="multiple"):
