@@ -8,26 +8,34 @@ from __future__ import annotations
 
 from random import Random
 
-_WHO = (
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_WHO = _words(
     "aunt baker brother captain cousin dancer doctor driver farmer fisher friend gardener guest judge king lawyer "
-    "merchant miner mother neighbour nurse painter pilot poet queen runner sailor singer sister soldier student tailor uncle visitor"
-).split()
-_WHAT = (
-    "apple bicycle blanket boat bread bridge candle carpet castle chair cheese clock cloud coat concert dinner dress drum engine "
-    "feather fence flower garden guitar hammer hat honey island jacket lamp letter medal mirror mountain needle orange paint parcel "
-    "piano picture pillow plate rain ribbon ring river roof sandwich scarf shadow ship shoe snow soup spoon stone storm "
-    "story sugar sun table theatre ticket tower toy tree umbrella valley village violin watch wheel wind window winter wood"
-).split()
-_DID = (
-    "admires borrowed bought broke brought carried cleaned counted crossed dropped enjoyed explained finds forgot gave guards hates "
-    "holds knows likes lost loves mended missed painted praised pulled reached remembers saved sees sold stole studied thanked "
-    "threw took touched wants washed watches wears wishes won"
-).split()
-_HOW = (
+    "merchant miner mother neighbour nurse painter pilot poet queen runner sailor singer sister soldier student "
+    "tailor uncle visitor"
+)
+_WHAT = _words(
+    "apple bicycle blanket boat bread bridge candle carpet castle chair cheese clock cloud coat concert dinner "
+    "dress drum engine  feather fence flower garden guitar hammer hat honey island jacket lamp letter medal "
+    "mirror mountain needle orange paint parcel  piano picture pillow plate rain ribbon ring river roof sandwich "
+    "scarf shadow ship shoe snow soup spoon stone storm  story sugar sun table theatre ticket tower toy tree "
+    "umbrella valley village violin watch wheel wind window winter wood"
+)
+_DID = _words(
+    "admires borrowed bought broke brought carried cleaned counted crossed dropped enjoyed explained finds forgot "
+    "gave guards hates  holds knows likes lost loves mended missed painted praised pulled reached remembers saved "
+    "sees sold stole studied thanked  threw took touched wants washed watches wears wishes won"
+)
+_HOW = _words(
     "bright broken calm careful cheap cold dark deep dry empty famous gentle golden green happy heavy hot huge "
     "kind large lazy light little lonely loud lucky narrow new noisy old pale plain poor pretty proud quick quiet "
-    "red rich round rude sad sharp short slow small soft strong sweet tall tired warm weak wet white wild wise yellow young"
-).split()
+    "red rich round rude sad sharp short slow small soft strong sweet tall tired warm weak wet white wild wise "
+    "yellow young"
+)
 _SHAPES = (
     "The {how} {who} {did} the {what}.",
     "There is no {what} in the {what}.",
