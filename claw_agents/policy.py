@@ -31,7 +31,12 @@ class SamplingParams:
 
 
 OnToken = Callable[[int, float], None]
-"""Called with (token id, log-prob) as each token is sampled, in order, on the event loop."""
+"""Called with (token id, log-prob) as each token is sampled, in order, on the event loop. It may raise `EndGeneration`."""
+
+
+class EndGeneration(Exception):
+    """Raised by an `OnToken`: nothing more is wanted. The engine stops, and returns what it has sampled by then (which may
+    be some tokens more than were told) with finish "abort"; an engine that cannot do so raises this to its caller."""
 
 
 @runtime_checkable

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 from claw_agents.render import images_of
 from claw_agents.trajectory import Generation, Prompt
@@ -60,6 +61,20 @@ class CompactRenderer(ABC):
         self._ids = {name: special_ids[name] for name in SPECIALS}
         self._raw: dict[str, str | None] = {t.name: t.sole_string for t in tools}
         self.stop_tokens: tuple[int, ...] = (self._ids[END],)
+
+    def fresh(self) -> Self:
+        """The same renderer, which remembers no tools: for a conversation that must not hear of another's."""
+        other = copy(self)
+        other._raw = {}
+        return other
+
+    def special(self, name: str) -> int:
+        """The id of one of `SPECIALS`."""
+        return self._ids[name]
+
+    def raw_argument(self, name: str) -> str | None:
+        """Name of the argument that a tool's raw string is; None where arguments are JSON."""
+        return self._raw.get(name)
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:

@@ -67,6 +67,8 @@ class Generation:
     message: Message | None = None
     trainable: bool = True
     """False where log-probs are not those of the distribution that is trained (temperature 0, truncated sampling)."""
+    temperature: float | None = None
+    """At which it was sampled and its log-probs were taken; None: at that of its run."""
 
     def __post_init__(self) -> None:
         lengths = {"tokens": len(self.tokens), "logprobs": len(self.logprobs)}
@@ -237,6 +239,8 @@ def _generation_to_json(g: Generation) -> dict[str, Any]:
         out["message"] = g.message.to_dict()
     if not g.trainable:
         out["trainable"] = False
+    if g.temperature is not None:
+        out["temperature"] = g.temperature
     return out
 
 
@@ -250,6 +254,7 @@ def _generation_from_json(d: Mapping[str, Any]) -> Generation:
         tuple(tuple(r) for r in d.get("topk_logprobs", ())),
         Message.from_dict(d["message"]) if "message" in d else None,
         d.get("trainable", True),
+        d.get("temperature"),
     )
 
 

@@ -83,7 +83,9 @@ class _Row:
         """(position of the first sampled token, turn index, turn, term)."""
 
     def takes(self, turn: Turn) -> bool:
-        """True when the turn's prompt is an exact extension of the row."""
+        """True when the turn's prompt is an exact extension of the row, and the turn was sampled at the row's temperature."""
+        if turn.generation.temperature != self.placed[0][2].generation.temperature:
+            return False
         return turn.prompt.tokens[: len(self.tokens)] == tuple(self.tokens)
 
     def add(self, index: int, turn: Turn, term: Term) -> None:
@@ -107,7 +109,7 @@ def merge(trajectory: Trajectory, terms: Mapping[int, Term]) -> list[_Row]:
 
 
 def to_sample(row: _Row, trajectory: Trajectory, group_id: str, temperature: float) -> Sample:
-    """The row as arrays."""
+    """The row as arrays. `temperature` is that of generations that do not name their own."""
     n = len(row.tokens)
     loss_mask, rl_mask = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
     behavior, advantages = np.zeros(n, np.float32), np.zeros(n, np.float32)
@@ -130,7 +132,7 @@ def to_sample(row: _Row, trajectory: Trajectory, group_id: str, temperature: flo
         policy_version=min(t.generation.policy_version for _, _, t, _ in row.placed),
         turns=tuple((trajectory.id, index) for _, index, _, _ in row.placed),
         images=row.placed[-1][2].prompt.images,
-        temperature=temperature,
+        temperature=row.placed[0][2].generation.temperature or temperature,
         group_id=group_id,
         **_distillation(row, n),
     )

@@ -164,7 +164,8 @@ class Distiller:
         behavior: Scorer | None = None,
         vocabulary: int | None = None,
     ) -> None:
-        """`k` most likely tokens are asked of the teacher at each position (0: none); replies were sampled at `temperature`.
+        """`k` most likely tokens are asked of the teacher at each position (0: none); replies were sampled at `temperature`,
+        unless they name another.
 
         `behavior`, the live weights, is given where the loss needs the behavior's log-probs of the teacher's tokens: that
         is a pass more (a proximal one: recorded log-probs do not hold those tokens).
@@ -244,8 +245,9 @@ class Distiller:
         self, scorer: Scorer, turn: Turn, prompt: Prompt, *, topk: int = 0, gather_ids: Sequence[Sequence[int]] = ()
     ) -> TokenScores:
         tokens = turn.generation.tokens
+        temperature = turn.generation.temperature or self.temperature
         async with self._places, asyncio.timeout(self.config.timeout_s):
-            scores = await scorer.score(prompt, tokens, temperature=self.temperature, topk=topk, gather_ids=gather_ids)
+            scores = await scorer.score(prompt, tokens, temperature=temperature, topk=topk, gather_ids=gather_ids)
         if len(scores.logprobs) != len(tokens):
             raise ValueError(f"the scorer gave {len(scores.logprobs)} log-probs for {len(tokens)} tokens")
         return scores

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from claw_agents.engines.config import EngineConfig, WeightsName
-from claw_agents.policy import OnToken, PolicyError, SamplingParams, Scorer, TokenScores
+from claw_agents.policy import EndGeneration, OnToken, PolicyError, SamplingParams, Scorer, TokenScores
 from claw_agents.trajectory import Generation, Prompt
 
 if TYPE_CHECKING:
@@ -127,15 +127,16 @@ class EngineClient(ABC):
             return await future
         except asyncio.CancelledError:
             if kind in ("generate", "score"):
-                self._withdraw(request_id)
+                self._mention(("cancel", request_id))
             raise
         finally:
             self._futures.pop(request_id, None)
             self._listeners.pop(request_id, None)
 
-    def _withdraw(self, request_id: int) -> None:
+    def _mention(self, message: tuple[Any, ...]) -> None:
+        """Sends what an engine that is gone need not hear."""
         try:
-            self._send(("cancel", request_id))
+            self._send(message)
         except PolicyError:
             return
 
@@ -154,11 +155,17 @@ class EngineClient(ABC):
                 future.set_exception(PolicyError(fields[0]))
 
     def _tell(self, request_id: int, future: asyncio.Future[Any], token: int, logprob: float) -> None:
+        listener = self._listeners.get(request_id)
+        if listener is None:
+            return
         try:
-            self._listeners[request_id](token, logprob)
+            listener(token, logprob)
+        except EndGeneration:
+            del self._listeners[request_id]
+            self._mention(("finish", request_id))
         except Exception as error:  # noqa: BLE001 (a listener's mistake is its caller's, and ends that generation only)
             future.set_exception(error)
-            self._withdraw(request_id)
+            self._mention(("cancel", request_id))
 
     def _broke(self, why: str) -> None:
         for future in self._futures.values():

@@ -88,8 +88,10 @@ class EngineStats:
 class TorchEngine:
     """Messages in, events out; every message but a cancel is answered by exactly one event that ends it.
 
-    Messages: ("generate", id, tokens, params, stream) · ("cancel", id) · ("score", id, weights, prompt, tokens, temperature,
-    topk, gather_ids) · ("load", id, path, version) · ("stats", id).
+    A finish ends a generation as it is; one that has ended is not heard of again.
+
+    Messages: ("generate", id, tokens, params, stream) · ("cancel", id) · ("finish", id) · ("score", id, weights, prompt,
+    tokens, temperature, topk, gather_ids) · ("load", id, path, version) · ("stats", id).
     Events: ("token", id, token, logprob) · ("done", id, the fields of a Generation in order) · ("answer", id, value) ·
     ("error", id, a sentence).
 
@@ -168,6 +170,13 @@ class TorchEngine:
         self._scores.cancel(request_id)
         for row, request in enumerate(self._rows):
             if request.id == request_id:
+                self._release(row)
+                break
+
+    def _on_finish(self, request_id: int) -> None:
+        for row, request in enumerate(self._rows):
+            if request.id == request_id:
+                self._finish(request, "abort")
                 self._release(row)
                 break
 
@@ -341,9 +350,10 @@ class TorchEngine:
 
     def _finish(self, r: _Request, finish: Finish) -> None:
         trainable = r.params.temperature > 0 and r.params.top_p >= 1 and r.params.top_k == 0
+        temperature = r.params.temperature or None
         top = (tuple(r.topk_ids), tuple(r.topk_logprobs))
         self._events.append(
-            ("done", r.id, tuple(r.tokens), tuple(r.logprobs), r.version, finish, *top, None, trainable)
+            ("done", r.id, tuple(r.tokens), tuple(r.logprobs), r.version, finish, *top, None, trainable, temperature)
         )
         self.stats.generations += 1
 
