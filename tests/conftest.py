@@ -1,7 +1,7 @@
 """Fixtures for the whole suite: a real Docker-compatible engine, for tests marked `docker`.
 
 It is the one that DOCKER_HOST names, else a private one that is started and removed here. Where there is neither, the tests are
-skipped and the reason says what is missing; with CI=true they fail instead, so that CI cannot pass without them.
+skipped and the reason says what is missing; with CI=true a skip is a failure, so that CI cannot pass without them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +25,17 @@ ROOT = Path(__file__).parents[1]
 ENGINE_SH = str(ROOT / "docker" / "engine.sh")
 
 
-def missing(reason: str) -> None:
-    """Skips with `reason`, or fails where skipping is refused."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"CI refuses to skip the Docker tests: {reason}")
-    pytest.skip(reason)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A Docker test that is skipped, whyever, fails where skipping is refused."""
+    report = yield
+    if report.skipped and item.get_closest_marker("docker") and os.environ.get("CI") == "true":
+        report.outcome, report.longrepr = "failed", f"CI refuses to skip a Docker test: {report.longrepr}"
+    return report
+
+
+missing = pytest.skip
+"""What a fixture does where the engine that a test needs is not there."""
 
 
 @dataclass
