@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from claw_envs.errors import SandboxError
+from claw_envs.errors import ConfigError, SandboxError
 from claw_envs.messages import ToolCall, assistant
 from claw_envs.sandbox.docker import DockerSandboxes
 from claw_envs.swe import images
@@ -52,10 +52,13 @@ def test_sixteen_episodes_at_once(docker: DockerSandboxes) -> None:
     assert docker.live == 0
 
 
-def test_a_missing_image_is_a_broken_world(docker: DockerSandboxes, task: EmbeddedTask) -> None:
+def test_a_missing_image_is_named_and_verify_goes_on(docker: DockerSandboxes, task: EmbeddedTask) -> None:
     gone = row_task(parse({**task.row.to_dict(), "image": "swebench/sweb.eval.x86_64.no_1776_such-1:latest"}))
-    with pytest.raises(SandboxError, match="no_1776_such"):
+    with pytest.raises(ConfigError, match=r"no_1776_such.*sandbox\.pull=true"):
         SweEnv([gone], sandbox=docker).reset()
+    verdict = verify_one(gone, Grader(docker, judges="own", remembered=0))
+    assert verdict.broken
+    assert "no_1776_such" in verdict.why
 
 
 def test_an_image_from_a_source_archive(
