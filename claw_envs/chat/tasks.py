@@ -1,0 +1,71 @@
+"""Sessions to be had: a persona, its request, and the facts in it. Which facts are held out does not depend on the persona."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from random import Random
+
+from claw_envs.chat.personas import TRAINED, Persona, load_personas, shipped
+from claw_envs.chat.rules import Facts, fill
+from claw_envs.env import SPLITS, Split, Task
+from claw_envs.errors import ConfigError
+
+PUPILS = (
+    "Ada", "Ben", "Cora", "Dan", "Eva", "Finn", "Gia", "Hugo", "Ida", "Jan", "Kim", "Leo",
+    "Mia", "Noah", "Olga", "Paul", "Rosa", "Sam", "Tess", "Udo", "Vera", "Will", "Yara", "Zoe",
+)  # fmt: skip
+PER_PERSONA = {"train": 200, "validation": 20, "heldout": 20}
+"""How many tasks of each persona a split has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatTask(Task):
+    """One request of one persona, who is its family."""
+
+    persona: Persona
+    facts: Facts
+
+
+def load(split: str, *, personas: Sequence[str] | None = None, count: int | None = None) -> tuple[ChatTask, ...]:
+    """The tasks of a split, personas taking turns.
+
+    `personas`: names or paths of files; None: those that are trained on, and in held-out tasks all that are shipped, so that one
+    nobody trained on is seen apart. `count`: tasks of each persona; None: as PER_PERSONA says.
+
+    Raises: ConfigError for a split or a persona that there is none of.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split {split!r} is unknown; there are: {', '.join(SPLITS)}")
+    if count is not None and count < 1:
+        raise ConfigError(f"env.count is {count}; it must be at least 1")
+    if personas is None:
+        personas = TRAINED if split == "train" else (*TRAINED, *(n for n in shipped() if n not in TRAINED))
+    found = load_personas(personas)
+    facts = list(facts_of(split))
+    rows = [sampled(persona, facts, count or PER_PERSONA[split]) for persona in found]
+    return tuple(task for tasks in zip(*rows, strict=True) for task in tasks)
+
+
+def sampled(persona: Persona, facts: Sequence[Facts], count: int) -> list[ChatTask]:
+    """`count` tasks of a persona over these facts, always the same ones."""
+    rng = Random(f"chat/{persona.name}")
+    order = rng.sample(range(len(facts)), len(facts))
+    return [make_task(persona, facts[order[i % len(order)]], i) for i in range(count)]
+
+
+def make_task(persona: Persona, facts: Facts, number: int) -> ChatTask:
+    """A persona's request about some facts; `number` decides how it is worded."""
+    prompt = fill(persona.asks[number % len(persona.asks)], facts)
+    name = f"{persona.name}/{facts['pupil']}-{facts['a']}x{facts['b']}-{number}"
+    return ChatTask(id=name, family=persona.name, prompt=prompt, persona=persona, facts=facts)
+
+
+def facts_of(split: Split | str) -> Iterator[Facts]:
+    """All facts of a split: eight in ten are for training, one each for the other two."""
+    for pupil, a, b in product(PUPILS, range(2, 10), range(2, 10)):
+        place = zlib.crc32(f"{pupil}/{a}/{b}".encode()) % 10
+        if split == ("heldout" if place == 0 else "validation" if place == 1 else "train"):
+            yield {"pupil": pupil, "a": str(a), "b": str(b), "c": str(a * b)}
