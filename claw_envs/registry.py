@@ -50,6 +50,14 @@ WORLDS: dict[str, World] = {
             "claw_envs.swe.tasks:load",
             "claw_envs.swe.demos:demonstrations",
         ),
+        World(
+            "chat",
+            "claw/Chat-v0",
+            "a person asks, corrects the reply or is content; personas are files",
+            "claw_envs.chat.env:ChatEnv",
+            "claw_envs.chat.tasks:load",
+            "claw_envs.chat.demos:demonstrations",
+        ),
     )
 }
 
