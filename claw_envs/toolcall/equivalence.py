@@ -1,0 +1,58 @@
+"""Whether two answers are the same mathematics, by math-verify. Runs in worker processes, since nothing bounds its time.
+
+Real numbers that differ are different, whatever simplification would take: only what is not decided so goes to `verify`.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from typing import Any
+
+import sympy
+from math_verify import parse, verify
+
+# Its own alarms are off, and it warns of that at every call; the driver's time limit is the alarm.
+logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+
+def check(truth: str, answer: str) -> tuple[bool, str]:
+    """(the same, how it was found out). Raises whatever the parser does with what it cannot take."""
+    gold, given = read(truth), read(answer)
+    if not gold:
+        return False, "no parser takes the ground truth"
+    if not given:
+        return False, "no parser takes it"
+    different = _differ(gold[0], given[0])
+    if different is not None:
+        return not different, "compared by math-verify, as numbers"
+    return bool(verify(list(gold), list(given), timeout_seconds=None)), "compared by math-verify"
+
+
+def warm() -> None:
+    """The parser has built its tables, which takes as long as hundreds of answers."""
+    check("\\frac{1}{2}+\\sqrt{2}", "x^2-1")
+
+
+@lru_cache(maxsize=256)
+def read(answer: str) -> tuple[Any, ...]:
+    """What math-verify's parser makes of an answer: nothing, or the expression and the text."""
+    text = answer.strip()
+    if not (text.startswith("$") or text.startswith("\\(") or text.startswith("\\[")):
+        text = f"${text}$"
+    return tuple(parse(text, parsing_timeout=None))
+
+
+def _differ(gold: Any, given: Any) -> bool | None:
+    """Whether two real numbers differ by more than rounding; None where that does not decide it."""
+    if not (isinstance(gold, sympy.Expr) and isinstance(given, sympy.Expr)):
+        return None
+    if not (gold.is_number and given.is_number):
+        return None
+    a, b = (sympy.N(x, 15) for x in (gold, given))
+    if not (a.is_Float or a.is_Integer) or not (b.is_Float or b.is_Integer):
+        return None
+    gap = abs(a - b)
+    if gap > 1e-4 * max(1, abs(a), abs(b)):
+        return True
+    return None

@@ -1,0 +1,259 @@
+"""Generated questions: families graded by how far one gets in one's head, each with its program and a program that looks right.
+
+A family draws a question, the program that answers it, a habit (what a careless person types instead: it fails, or it runs and
+is wrong), and what a checking person would say of that habit. Nothing here runs a program of a policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import gcd
+from random import Random
+from typing import Literal
+
+from claw_envs.errors import ConfigError
+
+Group = Literal["by_head", "by_code"]
+GROUPS: tuple[Group, ...] = ("by_head", "by_code")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draft:
+    """One question, before it has an id."""
+
+    question: str
+    answer: int
+    code: str
+    """A program whose last value is the answer."""
+    habit: str = ""
+    """A program that looks right and is not; "": there is none."""
+    says: str = ""
+    """What the habit's last value is; "": it fails."""
+    advice: str = ""
+    """What a checking person says of the habit, in words, without a program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A generator of questions of one kind."""
+
+    name: str
+    group: Group
+    draft: Callable[[Random], Draft]
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def family(group: Group) -> Callable[[Callable[[Random], Draft]], Callable[[Random], Draft]]:
+    """Registers the function below it as the generator of the family of its name."""
+
+    def register(draft: Callable[[Random], Draft]) -> Callable[[Random], Draft]:
+        FAMILIES[draft.__name__] = Family(draft.__name__, group, draft)
+        return draft
+
+    return register
+
+
+def choose(families: str | tuple[str, ...] | None) -> tuple[Family, ...]:
+    """Families by group ("by_head", "by_code"), by name, or several of either; None or "all": every one. Raises ConfigError."""
+    if families is None or families == "all":
+        return tuple(FAMILIES.values())
+    found: dict[str, Family] = {}
+    for name in (families,) if isinstance(families, str) else families:
+        some = {f.name: f for f in FAMILIES.values() if name in (f.name, f.group)}
+        if not some:
+            raise ConfigError(
+                f"toolcall family {name!r} is unknown; there are the groups {', '.join(GROUPS)} "
+                f"and the families {', '.join(FAMILIES)}"
+            )
+        found |= some
+    if not found:
+        raise ConfigError("0 toolcall families were asked for; name at least one, or leave `families` out")
+    return tuple(found.values())
+
+
+_THINGS = ("pens", "books", "apples", "chairs", "tickets", "stamps", "coins", "bricks")
+_HOLDERS = ("boxes", "bags", "rooms", "trucks", "shelves")
+
+
+def _pick(rng: Random, *options: str) -> str:
+    return options[int(rng.random() * len(options))]
+
+
+# Questions that can be answered by looking at them
+
+
+@family("by_head")
+def successor(rng: Random) -> Draft:
+    a = rng.randint(10, 9998)
+    ask = _pick(rng, "Which number comes after {a}?", "What is {a} plus 1?", "Count one further than {a}.")
+    return Draft(question=ask.format(a=a), answer=a + 1, code=f"{a} + 1")
+
+
+@family("by_head")
+def larger(rng: Random) -> Draft:
+    a, b = rng.sample(range(100, 1000), 2)
+    ask = _pick(rng, "Which is larger, {a} or {b}?", "Name the larger of {a} and {b}.")
+    return Draft(question=ask.format(a=a, b=b), answer=max(a, b), code=f"max({a}, {b})")
+
+
+@family("by_head")
+def small_sum(rng: Random) -> Draft:
+    a, b = rng.randint(1, 9), rng.randint(1, 9)
+    thing = _pick(rng, *_THINGS)
+    ask = _pick(rng, "I have {a} {t} and get {b} more. How many {t}?", "{a} {t} and {b} {t} are how many {t}?")
+    return Draft(question=ask.format(a=a, b=b, t=thing), answer=a + b, code=f"{a} + {b}")
+
+
+# Questions that nobody answers in one breath
+
+
+@family("by_code")
+def product(rng: Random) -> Draft:
+    a, b = rng.randint(1000, 9999), rng.randint(1000, 9999)
+    ask = _pick(rng, "What is {a} times {b}?", "Multiply {a} by {b}.", "Find the product of {a} and {b}.")
+    return Draft(
+        question=ask.format(a=a, b=b),
+        answer=a * b,
+        code=f"{a} * {b}",
+        habit=f"{a} x {b}",
+        advice="the code should be valid, x is not a sign for times",
+    )
+
+
+@family("by_code")
+def long_sum(rng: Random) -> Draft:
+    numbers = [rng.randint(100, 999) for _ in range(rng.randint(5, 7))]
+    ask = _pick(rng, "Add {n}.", "What is the sum of {n}?")
+    terms = [str(n) for n in numbers]
+    return Draft(
+        question=ask.format(n=", ".join(terms)),
+        answer=sum(numbers),
+        code=" + ".join(terms),
+        habit=" + ".join(terms[:-1]),
+        says=str(sum(numbers[:-1])),
+        advice="the last number should not be left out",
+    )
+
+
+@family("by_code")
+def power_mod(rng: Random) -> Draft:
+    a, b, m = rng.randint(2, 99), rng.randint(11, 99), rng.randint(101, 997)
+    ask = _pick(
+        rng, "What is {a} to the power {b} modulo {m}?", "Find the remainder of {a} to the power {b} divided by {m}."
+    )
+    return Draft(
+        question=ask.format(a=a, b=b, m=m),
+        answer=pow(a, b, m),
+        code=f"{a} ** {b} % {m}",
+        habit=f"{a} ^ {b} % {m}",
+        says=str(a ^ b % m),
+        advice="that sign does not mean power, two stars should",
+    )
+
+
+@family("by_code")
+def boxes(rng: Random) -> Draft:
+    a, b, c = rng.randint(100, 999), rng.randint(100, 999), rng.randint(100, 999)
+    thing, holder = _pick(rng, *_THINGS), _pick(rng, *_HOLDERS)
+    ask = _pick(
+        rng,
+        "There are {a} {h} with {b} {t} each. {c} {t} are sold. How many {t} are left?",
+        "{a} {h} hold {b} {t} each, and {c} {t} get lost. How many {t} remain?",
+    )
+    return Draft(
+        question=ask.format(a=a, b=b, c=c, t=thing, h=holder),
+        answer=a * b - c,
+        code=f"{a} * {b} - {c}",
+        habit=f"{a} * {b}",
+        says=str(a * b),
+        advice=f"the {thing} that are gone should be taken off",
+    )
+
+
+@family("by_code")
+def shopping(rng: Random) -> Draft:
+    a, b, c, d = (rng.randint(12, 99) for _ in range(4))
+    one, two = rng.sample(_THINGS, 2)
+    ask = _pick(
+        rng,
+        "{a} {x} cost {b} dollars each and {c} {y} cost {d} dollars each. What do they cost together?",
+        "Someone buys {a} {x} for {b} dollars each and {c} {y} for {d} dollars each. What is the bill?",
+    )
+    return Draft(
+        question=ask.format(a=a, b=b, c=c, d=d, x=one, y=two),
+        answer=a * b + c * d,
+        code=f"{a} * {b} + {c} * {d}",
+        habit=f"{a} * {b} + {d}",
+        says=str(a * b + d),
+        advice=f"all of the {two} should be paid, not one",
+    )
+
+
+@family("by_code")
+def rows(rng: Random) -> Draft:
+    a, b = rng.randint(10_000, 99_999), rng.randint(12, 99)
+    thing = _pick(rng, *_THINGS)
+    ask = _pick(
+        rng, "How many full rows of {b} can {a} {t} make?", "{a} {t} stand in rows of {b}. How many rows are full?"
+    )
+    return Draft(
+        question=ask.format(a=a, b=b, t=thing),
+        answer=a // b,
+        code=f"{a} // {b}",
+        habit=f"{a} / {b}",
+        says=repr(a / b),
+        advice="only full rows should count",
+    )
+
+
+@family("by_code")
+def divisor(rng: Random) -> Draft:
+    common = rng.randint(11, 99)
+    a, b = common * rng.randint(11, 99), common * rng.randint(11, 99)
+    ask = _pick(
+        rng, "What is the greatest common divisor of {a} and {b}?", "Find the largest number that divides {a} and {b}."
+    )
+    return Draft(
+        question=ask.format(a=a, b=b),
+        answer=gcd(a, b),
+        code=f"from math import gcd\ngcd({a}, {b})",
+        habit=f"gcd({a}, {b})",
+        advice="the name should be imported from math",
+    )
+
+
+@family("by_code")
+def squares(rng: Random) -> Draft:
+    n = rng.randint(40, 999)
+    ask = _pick(
+        rng, "Add the squares of 1 to {n}.", "What is the sum of the squares of the whole numbers from 1 to {n}?"
+    )
+    return Draft(
+        question=ask.format(n=n),
+        answer=n * (n + 1) * (2 * n + 1) // 6,
+        code=f"sum(i * i for i in range({n} + 1))",
+        habit=f"sum(i * i for i in range({n}))",
+        says=str((n - 1) * n * (2 * n - 1) // 6),
+        advice="the last square should not be left out",
+    )
+
+
+@family("by_code")
+def machine(rng: Random) -> Draft:
+    a, b, c, m = rng.randint(100, 999), rng.randint(12, 99), rng.randint(100, 999), rng.randint(101, 997)
+    ask = _pick(
+        rng,
+        "Take {a}, multiply by {b}, add {c}, and take the remainder by {m}.",
+        "{a} is multiplied by {b}, then {c} is added. What is the remainder when divided by {m}?",
+    )
+    return Draft(
+        question=ask.format(a=a, b=b, c=c, m=m),
+        answer=(a * b + c) % m,
+        code=f"({a} * {b} + {c}) % {m}",
+        habit=f"{a} * {b} + {c} % {m}",
+        says=str(a * b + c % m),
+        advice="the remainder should be taken of the whole",
+    )

@@ -1,0 +1,154 @@
+"""What there is to answer: generated questions by split, or rows of a file or dataset (see `rows`).
+
+Which split a generated question belongs to is decided by a hash of its words and numbers, so no held-out question can occur in
+train, whatever the seeds. Rows have a split when they have a column `split`; else a hash of their id decides (80 train, 10
+validation, 10 held out of 100).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+from typing import Literal, overload
+
+from claw_envs.env import SPLITS, Task
+from claw_envs.errors import ConfigError
+from claw_envs.toolcall.families import Draft, Family, choose
+
+Use = Literal["split", "all"]
+
+PER_FAMILY = {"train": 400, "validation": 10, "heldout": 20}
+"""Questions of each family in a split, unless `count` says otherwise."""
+
+BUCKETS = {"train": range(80), "validation": range(80, 90), "heldout": range(90, 100)}
+"""Of 100 hash buckets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MathTask(Task):
+    """A question with a checkable answer."""
+
+    answer: str
+    """The ground truth, as its source wrote it."""
+    system: str = ""
+    """What the conversation begins with; "": the environment's own instruction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedTask(MathTask):
+    """A question that a family drew."""
+
+    group: str
+    """ "by_head" or "by_code": what results are reported apart by."""
+    draft: Draft
+
+
+class GeneratedTasks(Sequence[GeneratedTask]):
+    """The questions of some families in one split: number i is of family i modulo their number, drawn anew at each asking.
+
+    The same arguments give the same questions; a longer sequence begins with the shorter one.
+    """
+
+    def __init__(self, families: tuple[Family, ...], split: str, *, seed: int, count: int) -> None:
+        self.families = families
+        self.split = split
+        self.seed = seed
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> GeneratedTask: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[GeneratedTask]: ...
+    def __getitem__(self, index: int | slice) -> GeneratedTask | list[GeneratedTask]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        number, position = divmod(range(self._count)[index], len(self.families))
+        return self._draw(self.families[position], number)
+
+    def find(self, task_id: str) -> GeneratedTask | None:
+        """The task with this id, without drawing the others; None when there is none."""
+        name, _, rest = task_id.partition("/")
+        split, _, rest = rest.partition("/")
+        seed, _, number = rest.partition("/")
+        for position, family in enumerate(self.families):
+            if (name, split, seed) == (family.name, self.split, str(self.seed)) and number.isdecimal():
+                index = int(number) * len(self.families) + position
+                if index < self._count and self[index].id == task_id:
+                    return self[index]
+        return None
+
+    def _draw(self, family: Family, number: int) -> GeneratedTask:
+        task_id = f"{family.name}/{self.split}/{self.seed}/{number}"
+        rng = Random(task_id)
+        draft = family.draft(rng)
+        while bucket(draft.question) not in BUCKETS[self.split]:
+            draft = family.draft(rng)
+        return GeneratedTask(
+            id=task_id,
+            family=family.name,
+            group=family.group,
+            prompt=draft.question,
+            answer=str(draft.answer),
+            oracle=(draft.code,),
+            draft=draft,
+        )
+
+
+def bucket(text: str) -> int:
+    """Which of 100 hash buckets `text` falls into."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 100
+
+
+def load(
+    split: str = "train",
+    *,
+    families: str | Sequence[str] | None = None,
+    seed: int = 0,
+    path: str | Path | None = None,
+    use: Use = "split",
+    count: int | None = None,
+) -> Sequence[MathTask]:
+    """The questions of one split ("train", "validation", "heldout").
+
+    `families`: a group ("by_head", "by_code"), a family's name, or a list of either; None: all. `count`: how many, families
+    taking turns; None: as PER_FAMILY says. `path`: a .jsonl, .json or .parquet file of rows, or the name of a dataset on the
+    hub, instead of generated questions; `use="all"`: every row, whatever its split.
+
+    Raises: ConfigError for a split, family or number that cannot be; TaskError for malformed rows.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split {split!r} is unknown; there are: {', '.join(SPLITS)}")
+    if count is not None and count < 1:
+        raise ConfigError(f"count is {count}; it must be at least 1")
+    if path is not None:
+        return _of_rows(str(path), split, use)[:count]
+    return _generated(split, families if isinstance(families, str | None) else tuple(families), seed, count)
+
+
+@lru_cache(maxsize=64)
+def _generated(split: str, families: str | tuple[str, ...] | None, seed: int, count: int | None) -> GeneratedTasks:
+    chosen = choose(families)
+    return GeneratedTasks(chosen, split, seed=seed, count=count or PER_FAMILY[split] * len(chosen))
+
+
+def _of_rows(path: str, split: str, use: Use) -> list[MathTask]:
+    from claw_envs.toolcall.rows import load_rows
+
+    rows = load_rows(path)
+    kept = [r for r in rows if use == "all" or (r.split or split_of(r.id)) == split]
+    if not kept:
+        raise ConfigError(f"{path}: none of its {len(rows)} rows is in split {split!r}; use=all takes every row")
+    return [MathTask(id=r.id, family=r.family, prompt=r.question, answer=r.answer, system=r.system) for r in kept]
+
+
+def split_of(row_id: str) -> str:
+    """The split of a row that names none."""
+    number = bucket(row_id)
+    return next(name for name, numbers in BUCKETS.items() if number in numbers)
