@@ -51,6 +51,15 @@ WORLDS: dict[str, World] = {
             "claw_envs.swe.demos:demonstrations",
         ),
         World(
+            "toolcall",
+            "claw/ToolCall-v0",
+            "questions with checkable answers, and a code interpreter to work them out",
+            "claw_envs.toolcall.env:ToolCallEnv",
+            "claw_envs.toolcall.tasks:load",
+            "claw_envs.toolcall.demos:demonstrations",
+            ("by_head", "by_code"),
+        ),
+        World(
             "chat",
             "claw/Chat-v0",
             "a person asks, corrects the reply or is content; personas are files",
