@@ -13,6 +13,7 @@ A file is TOML, JSON, or YAML (where PyYAML is installed), and `load_persona` sa
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -139,6 +140,7 @@ def _problems(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"about is {data.get('about')!r}; it must be a sentence that says who this is"
     for key in ("asks", "corrections", "thanks"):
         yield from _text_problems(key, data.get(key))
+        yield from _unknown_names(key, data.get(key))
     for text in data.get("corrections") or ():
         if isinstance(text, str) and "{changes}" not in text:
             yield f"a correction is {text!r}; it must say {{changes}} where what is to change belongs"
@@ -155,6 +157,14 @@ def _problems(data: Mapping[str, Any]) -> Iterator[str]:
 def _text_problems(where: str, value: Any) -> Iterator[str]:
     if not isinstance(value, list) or not value or not all(isinstance(t, str) and t.strip() for t in value):
         yield f"{where} is {value!r}; it must be a list of at least one text"
+
+
+def _unknown_names(key: str, texts: Any) -> Iterator[str]:
+    known = (*FACTS, *(("changes",) if key == "corrections" else ()))
+    for text in texts if isinstance(texts, list) else ():
+        for name in re.findall(r"\{(\w+)\}", text) if isinstance(text, str) else ():
+            if name not in known:
+                yield f"{key} names {{{name}}}; there are: {', '.join(f'{{{n}}}' for n in known)}"
 
 
 def _rule_problems(number: int, rule: Any) -> Iterator[str]:
