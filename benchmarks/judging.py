@@ -188,7 +188,7 @@ async def learner_wait(judge: Judge, folder: Path) -> dict[str, float]:
         rollouts=rollouts,
         tasks=[t.id for t in fake_tasks(10)],
         scorer=scoring,
-        credit=make_credit(MethodConfig(step="binary", w_outcome=0.0, baseline="zero", group_size=1)),
+        credit=make_credit(MethodConfig(step="binary", w_outcome=0.0, baseline="zero")),
         learner=learner,
         publisher=Publisher(learner, [policy]),
         journal=journal,

@@ -47,7 +47,7 @@ class LoopConfig:
     batch_groups: int = 32
     """Groups that make one learner step."""
     group_size: int = 8
-    """Siblings of one task; 1 where no group is needed (binary step rewards)."""
+    """Attempts at one task that are credited together; 1 for methods that need no group (the method's file says)."""
     steps: int | None = None
     """Stop after so many learner steps in all; None: the time budget alone decides."""
     budget_s: float | None = 120.0
@@ -66,6 +66,13 @@ class LoopConfig:
     """Train a batch that is not full once its first group has waited so long (live chats); None: only full batches."""
     checkpoint_every: int = 50
     """Learner steps between checkpoints; one is always made at the end."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_groups", "group_size", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"loop.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.max_staleness < 0:
+            raise ConfigError(f"loop.max_staleness is {self.max_staleness}; it must be at least 0")
 
 
 class TrajectoryScorer(Protocol):

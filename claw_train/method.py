@@ -124,8 +124,6 @@ class MethodConfig:
     on its own (token), or the shortest."""
     support: Support = "student"
     """Over which tokens opd=topk runs: the behavior's top k, the teacher's, or those in both."""
-    group_size: int = 8
-    """Attempts at one task that are credited together; 1 for methods without a group."""
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
@@ -142,8 +140,6 @@ class MethodConfig:
             _check_choice("method", name, getattr(self, name), kind)
         if self.k < 1:
             raise ConfigError(f"method.k is {self.k}; it must be at least 1")
-        if self.group_size < 1:
-            raise ConfigError(f"method.group_size is {self.group_size}; it must be at least 1")
         if not 0 < self.baseline_rate <= 1:
             raise ConfigError(f"method.baseline_rate is {self.baseline_rate}; it must be above 0 and at most 1")
         if self.loss.opd_loss == "tail" and self.opd != "none" and (self.opd, self.support) != ("topk", "student"):

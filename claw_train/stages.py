@@ -283,7 +283,7 @@ class Run:
         with self.phase("learning"), contextlib.closing(journal):
             async with manager:
                 loop = Loop(
-                    replace(config.loop, group_size=config.method.group_size),
+                    config.loop,
                     rollouts=manager,
                     tasks=[t.id for t in tasks],
                     scorer=mind.scoring,

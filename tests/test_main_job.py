@@ -24,7 +24,7 @@ SMALL = [
     "sft.epochs=2",
     "evaluation.tasks=12",
     "loop.batch_groups=4",
-    "method.group_size=4",
+    "loop.group_size=4",
 ]
 
 

@@ -15,6 +15,7 @@ from claw_envs.messages import assistant
 from claw_train import credit
 from claw_train.advantages import compare, normalize, standardize_steps
 from claw_train.credit import make_credit
+from claw_train.loop import LoopConfig
 from claw_train.method import LossConfig, MethodConfig
 from claw_train.targets import overlap, select_hint
 from claw_train.types import Group, Scored, Signal, Teacher
@@ -598,7 +599,8 @@ def test_compare_against_others():
     [
         (lambda: MethodConfig(advantage="gae"), "advantage is 'gae'.*grpo"),  # type: ignore[arg-type]
         (lambda: MethodConfig(k=0), "k is 0"),
-        (lambda: MethodConfig(group_size=0), "group_size is 0"),
+        (lambda: LoopConfig(group_size=0), "group_size is 0"),
+        (lambda: LoopConfig(max_staleness=-1), "max_staleness is -1"),
         (lambda: MethodConfig(baseline_rate=0), "baseline_rate is 0"),
         (lambda: MethodConfig(opd="sampled", loss=LossConfig(opd_loss="tail")), "tail needs method.opd=topk"),
         (lambda: LossConfig(policy="reinforce"), "policy is 'reinforce'.*cispo"),  # type: ignore[arg-type]

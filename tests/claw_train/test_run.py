@@ -30,7 +30,7 @@ def here(fake_world) -> Path:
     return fake_world[0]
 
 
-QUICK = ["view=none", "loop.budget_s=60", "loop.batch_groups=4", "rollout.slots=8", "method.group_size=4"]
+QUICK = ["view=none", "loop.budget_s=60", "loop.batch_groups=4", "rollout.slots=8", "loop.group_size=4"]
 
 
 def go(*words: str, brain=fake.digit_brain) -> int:
