@@ -23,6 +23,24 @@ class Recorder:
         self._observation: Observation = ()
         self._turns: list[Turn] = []
 
+    @classmethod
+    def going_on(cls, trajectory: Trajectory) -> Recorder:
+        """A recorder that has written `trajectory` so far (a live session of an earlier life)."""
+        t = trajectory
+        recorder = cls(t.id, env=t.env, task_id=t.task_id, family=t.family, seed=t.seed)
+        recorder._turns = list(t.turns)
+        return recorder
+
+    @property
+    def count(self) -> int:
+        """How many turns are written."""
+        return len(self._turns)
+
+    @property
+    def last(self) -> Turn:
+        """The turn written last. Raises IndexError when there is none."""
+        return self._turns[-1]
+
     @property
     def turns(self) -> tuple[Turn, ...]:
         """What is written so far."""

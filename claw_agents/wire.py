@@ -11,7 +11,7 @@ import binascii
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -89,7 +89,7 @@ class ChatRequest:
     model: str
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
-    params: SamplingParams = SamplingParams()
+    params: SamplingParams = field(default_factory=SamplingParams)
     """What the client asked for; `max_tokens` 0: it did not say."""
     stop: tuple[str, ...] = ()
     n: int = 1
@@ -125,7 +125,9 @@ def read_request(body: bytes, limits: WireLimits, default_temperature: float = 1
     messages = _messages(data.get("messages"), limits)
     choice = data.get("tool_choice")
     if choice not in (None, "auto", "none"):
-        raise WireError(f"tool_choice is {choice!r}; there are: auto, none", param="tool_choice", code="unsupported_value")
+        raise WireError(
+            f"tool_choice is {choice!r}; there are: auto, none", param="tool_choice", code="unsupported_value"
+        )
     tools = () if choice == "none" else _tools(data.get("tools"), limits)
     options = data.get("stream_options") or {}
     top = _whole(data, "top_logprobs", 0, 0, limits.max_top_logprobs)
@@ -170,7 +172,9 @@ def _number(
         return default
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not good or not low <= value <= high or (above and value == low):
-        raise WireError(f"{name} is {value!r}; it must lie {'above' if above else 'between'} {low:g} and {high:g}", param=name)
+        raise WireError(
+            f"{name} is {value!r}; it must lie {'above' if above else 'between'} {low:g} and {high:g}", param=name
+        )
     return float(value)
 
 

@@ -22,6 +22,7 @@ Knows neither time nor tasks: pure bookkeeping on one thread.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -31,6 +32,7 @@ T = TypeVar("T")
 @dataclass(slots=True)
 class _Running:
     seq: int
+    owner: str = ""
     oldest: int | None = None
 
 
@@ -42,6 +44,8 @@ class Ready(Generic[T]):
     seq: int
     oldest: int
     item: T | None
+    owner: str = ""
+    """Whose share of a batch it counts to; "": nobody's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,12 @@ class Taken(Generic[T]):
 class Buffer(Generic[T]):
     """The books of the three rules. `version` is the learner's."""
 
-    def __init__(self, batch: int, max_staleness: int, *, resample: float = 1.0, version: int = 0) -> None:
+    def __init__(
+        self, batch: int, max_staleness: int, *, resample: float = 1.0, version: int = 0, max_share: float = 1.0
+    ) -> None:
+        """`max_share`: the part of a batch that may belong to one owner; what is over waits for later batches."""
+        if not 0 < max_share <= 1:
+            raise ValueError(f"max_share={max_share}: must be above 0 and at most 1")
         if batch < 1 or max_staleness < 0 or resample < 0:
             raise ValueError(
                 f"batch={batch}, max_staleness={max_staleness}, resample={resample}: must be at least 1, 0 and 0"
@@ -64,6 +73,7 @@ class Buffer(Generic[T]):
         self.max_staleness = max_staleness
         self.version = version
         self._spare = self._spares = int(resample * batch)
+        self._cap = max(1, int(max_share * batch))
         self._running: dict[str, _Running] = {}
         self._ready: list[Ready[T]] = []
         self._training = 0
@@ -81,9 +91,9 @@ class Buffer(Generic[T]):
         """How many groups may be admitted now (rule 1)."""
         return (self.max_staleness + 1) * self.batch - len(self._running) - len(self._ready) - self._training
 
-    def admit(self, id: str, seq: int) -> None:
+    def admit(self, id: str, seq: int, owner: str = "") -> None:
         """A group starts. Resumed groups may be admitted beyond `room`: they have been paid for before."""
-        self._running[id] = _Running(seq)
+        self._running[id] = _Running(seq, owner)
 
     def generating(self, id: str, version: int) -> None:
         """A generation of this group starts on weights at least as new as `version`."""
@@ -102,12 +112,18 @@ class Buffer(Generic[T]):
             self._spare -= 1
             return False
         known = [v for v in (oldest, entry.oldest) if v is not None]
-        self._ready.append(Ready(id, entry.seq, min(known, default=self.version), item))
+        self._ready.append(Ready(id, entry.seq, min(known, default=self.version), item, entry.owner))
         return True
 
     def drop(self, id: str) -> None:
         """A running group is given up; its place is free again."""
         self._running.pop(id, None)
+
+    def withdraw(self, id: str) -> bool:
+        """A group that runs or waits is taken back; False: it is in training, or not here."""
+        found = self._running.pop(id, None) is not None or any(r.id == id for r in self._ready)
+        self._ready = [r for r in self._ready if r.id != id]
+        return found
 
     def awaited(self) -> tuple[str, ...]:
         """Running groups that the next batch has to wait for (rule 2)."""
@@ -121,17 +137,31 @@ class Buffer(Generic[T]):
 
     def full(self) -> bool:
         """There are enough finished groups for a batch."""
-        return len(self._ready) >= self.batch
+        return len(self._ready) >= self.batch and len(self._shared(self._ready)) >= self.batch
 
     def take(self) -> Taken[T]:
         """The next batch, oldest groups first (rule 3), fewer than `batch` only when there are no more."""
         limit = self.version - self.max_staleness
         stale = [r for r in self._ready if r.oldest < limit]
         fresh = sorted((r for r in self._ready if r.oldest >= limit), key=lambda r: (r.oldest, r.seq))
-        groups, self._ready = fresh[: self.batch], fresh[self.batch :]
+        groups = self._shared(fresh)[: self.batch]
+        taken = {r.id for r in groups}
+        self._ready = [r for r in fresh if r.id not in taken]
         self._training = len(groups)
         self._spare = self._spares
         return Taken(tuple(sorted(groups, key=lambda r: r.seq)), tuple(stale))
+
+    def _shared(self, ready: list[Ready[T]]) -> list[Ready[T]]:
+        """Of `ready`, in their order, no more of one owner than a batch may hold."""
+        if self._cap >= self.batch:
+            return ready
+        counts: Counter[str] = Counter()
+        out: list[Ready[T]] = []
+        for r in ready:
+            counts[r.owner] += 1
+            if not r.owner or counts[r.owner] <= self._cap:
+                out.append(r)
+        return out
 
     def trained(self, version: int) -> None:
         """The batch that was taken is done with; the learner is at `version` now."""

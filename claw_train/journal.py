@@ -175,6 +175,34 @@ class Journal:
         self._transaction(("delete from trained where learner_step > ?", [(step,)]))
         return count
 
+    def requeue(self, episode_id: str, turn: int, reasons: Sequence[str]) -> str | None:
+        """A turn that was dropped for one of `reasons` is queued again; returns the reason it had, None when it was not."""
+        row = self._db.execute(
+            "select reason from dropped where episode_id = ? and turn = ?", (episode_id, turn)
+        ).fetchone()
+        if row is None or row[0] not in reasons:
+            return None
+        self._transaction(("delete from dropped where episode_id = ? and turn = ?", [(episode_id, turn)]))
+        return row[0]
+
+    def roll_back(self, step: int, reason: str) -> int:
+        """The turns that were trained after `step` count as dropped; returns how many."""
+        rows = self._db.execute("select episode_id, turn from trained where learner_step > ?", (step,)).fetchall()
+        self._transaction(
+            ("delete from trained where learner_step > ?", [(step,)]),
+            ("insert or ignore into dropped values (?,?,?)", [(e, i, reason) for e, i in rows]),
+        )
+        return len(rows)
+
+    def has(self, episode_id: str) -> bool:
+        """Whether there is an episode of this id."""
+        return self._db.execute("select 1 from episode where id = ?", (episode_id,)).fetchone() is not None
+
+    def ids(self, base: str) -> list[str]:
+        """Ids of the episode `base` and of those named `base~…` (a session and its forks)."""
+        sql = "select id from episode where id = ? or substr(id, 1, ?) = ? order by id"
+        return [id for (id,) in self._db.execute(sql, (base, len(base) + 1, f"{base}~"))]
+
     def forget(self, episode_id: str) -> None:
         """An episode and everything said of it is deleted (a person asked for it)."""
         tables = ("episode", "trajectory", "turn", "verdict", "trained", "dropped", "advantage")

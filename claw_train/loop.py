@@ -34,10 +34,14 @@ from claw_train.buffer import Buffer, Ready
 from claw_train.journal import Journal, OpenGroup, Plan
 from claw_train.publish import Publisher
 from claw_train.rollout import Job, RolloutManager
+from claw_train.score import TurnScorer
 from claw_train.tally import Totals, Window
 from claw_train.types import Credited, FloatArray, Group, Learner, Sample, Scored, Signal, TurnKey, Verdict
 
 log = logging.getLogger(__name__)
+
+REPORTED = "reported:"
+"""What ids of groups begin with whose outcomes were reported by somebody else."""
 
 
 @dataclass
@@ -64,6 +68,8 @@ class LoopConfig:
     """Stop when so many batches in a row held nothing to learn from."""
     max_wait_s: float | None = None
     """Train a batch that is not full once its first group has waited so long (live chats); None: only full batches."""
+    max_share: float = 1.0
+    """The part of a batch that one user's turns may be (live chats); what is over waits for later batches."""
     checkpoint_every: int = 50
     """Learner steps between checkpoints; one is always made at the end."""
 
@@ -147,6 +153,7 @@ class Loop:
         journal: Journal,
         checkpoints: Checkpointer,
         seed: int = 0,
+        turn_scorer: TurnScorer | None = None,
         on_row: Callable[[Mapping[str, float]], None] = lambda row: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -159,6 +166,9 @@ class Loop:
         self._rollouts = rollouts
         self._sampler = TaskSampler(tasks, seed) if tasks else None
         self._scorer = scorer
+        self._turn_scorer = turn_scorer
+        self.ready = asyncio.Event()
+        """Set once weights are published and what an earlier life left is taken up: turns may be offered."""
         self._credit = credit
         self._learner = learner
         self._publisher = publisher
@@ -167,7 +177,9 @@ class Loop:
         self._seed = seed
         self._on_row = on_row
         self._clock = clock
-        self._buffer: Buffer[Credited] = Buffer(config.batch_groups, config.max_staleness, resample=config.resample)
+        self._buffer: Buffer[Credited] = Buffer(
+            config.batch_groups, config.max_staleness, resample=config.resample, max_share=config.max_share
+        )
         self._next_seq = 0
         self._groups: dict[str, asyncio.Task[None]] = {}
         self._wake_starting = asyncio.Event()
@@ -198,6 +210,7 @@ class Loop:
         self._window = Window(began, self._rollouts.stats.row(), self.totals.learner_wait_s)
         self._buffer.version = await self._publisher.publish()
         self._take_up()
+        self.ready.set()
         starting = asyncio.create_task(self._starting(), name="starting")
         try:
             reason = await self._until_failure(self._learning(began, before), starting)
@@ -229,10 +242,17 @@ class Loop:
         for group in self._journal.open_groups():
             if group.plan.seeds:
                 self._begin(group.plan, group.finished)
+            elif group.plan.id.startswith(REPORTED):
+                self._begin_reported(group.plan, list(group.finished.values()))
             for trajectory in group.finished.values() if not group.plan.seeds else ():
-                for turn in self._journal.queued(trajectory.id):
-                    if trajectory.turns[turn].next_state is not None:
-                        self.offer(trajectory, turn)
+                # Sessions of a group that was announced wait for its outcomes; whoever serves them offers them.
+                if group.plan.id == trajectory.id and not trajectory.info.get("group_id"):
+                    self._offer_answered(trajectory)
+
+    def _offer_answered(self, trajectory: Trajectory) -> None:
+        for turn in self._journal.queued(trajectory.id):
+            if trajectory.turns[turn].next_state is not None:
+                self.offer(trajectory, turn)
 
     # Live turns
 
@@ -255,28 +275,98 @@ class Loop:
             return
         self._offered.add((trajectory.id, turn))
         id = f"{trajectory.id}#{turn}"
-        self._buffer.admit(id, self._next_seq)
+        self._buffer.admit(id, self._next_seq, str(trajectory.info.get("user", "")))
         self._next_seq += 1
         task = asyncio.create_task(self._live(id, trajectory, turn), name=id)
         self._groups[id] = task
         task.add_done_callback(lambda _: self._wake())
 
+    def revise(self, trajectory: Trajectory, turn: int, reasons: Sequence[str] = ()) -> bool:
+        """More is known of a turn than when it was offered (feedback): it is judged anew. False: it is trained already, or
+        was dropped for none of `reasons`, and stays so."""
+        key = (trajectory.id, turn)
+        if key in self._offered:
+            if not self._withdraw(key):
+                return False
+        elif turn not in self._journal.queued(trajectory.id):
+            reason = self._journal.requeue(trajectory.id, turn, reasons)
+            if reason is None:
+                return False
+            self.totals.dropped[reason] = self.totals.dropped.get(reason, 0) - 1
+        self.offer(trajectory, turn)
+        return True
+
+    def withdraw(self, trajectory_id: str) -> None:
+        """Nothing of this episode that still waits will be trained (a person wants it deleted)."""
+        for key in [k for k in self._offered if k[0] == trajectory_id]:
+            self._withdraw(key)
+
+    def drop(self, turns: Mapping[TurnKey, str]) -> None:
+        """Recorded turns that will not be trained, each for its reason; counted."""
+        self._drop(turns)
+
+    def offer_group(self, name: str, task_id: str, members: Sequence[Trajectory]) -> None:
+        """Graded sessions of one task, credited together like siblings of a rollout. What of them is settled stays so."""
+        plan = Plan(f"{REPORTED}{name}", self._next_seq, task_id, ())
+        self._next_seq += 1
+        self._journal.started(plan)
+        for m, trajectory in enumerate(members):
+            self._journal.finished(trajectory, group_id=plan.id, member=m)
+            self._window.add_episode(trajectory)
+            self.withdraw(trajectory.id)
+        self._begin_reported(plan, members)
+
+    def _begin_reported(self, plan: Plan, members: Sequence[Trajectory]) -> None:
+        self._buffer.admit(plan.id, plan.seq)
+        task = asyncio.create_task(self._reported(plan, members), name=plan.id)
+        self._groups[plan.id] = task
+        task.add_done_callback(lambda _: self._wake())
+
+    async def _reported(self, plan: Plan, members: Sequence[Trajectory]) -> None:
+        left = {(t.id, i) for t in members for i in self._journal.queued(t.id)} - self._offered
+        self._offered |= left
+        masked = [_only(t, left) for t in members]
+        scored = await asyncio.gather(*(self._scorer.score(t, self._journal.verdicts(t.id)) for t in masked))
+        for s in scored:
+            self._journal.judged(s.trajectory.id, {i: x.verdict for i, x in enumerate(s.signals) if x.verdict})
+        credited = self._credit(Group(plan.id, plan.task_id, tuple(scored)))
+        credited = replace(credited, dropped={k: why for k, why in credited.dropped.items() if k in left})
+        oldest = min((t.policy_version or 0 for t in members), default=None)
+        self._hand_in(plan.id, scored, credited, oldest)
+
+    def _withdraw(self, key: TurnKey) -> bool:
+        id = f"{key[0]}#{key[1]}"
+        if not self._buffer.withdraw(id):
+            return False
+        if (task := self._groups.get(id)) is not None:
+            task.cancel()
+        self._offered.discard(key)
+        return True
+
     async def _live(self, id: str, trajectory: Trajectory, turn: int) -> None:
         known = self._journal.verdicts(trajectory.id)
         # Only this turn is new: the others are context, whatever became of them.
-        scored = await self._scorer.score(replace(trajectory, turns=trajectory.turns[: turn + 1]), known)
-        signals = tuple(s if i == turn else Signal() for i, s in enumerate(scored.signals))
-        scored = Scored(scored.trajectory, signals)
+        trajectory = replace(trajectory, turns=trajectory.turns[: turn + 1])
+        if self._turn_scorer is not None:
+            signal = await self._turn_scorer.score_turn(trajectory, turn, known.get(turn))
+        else:
+            signal = (await self._scorer.score(trajectory, known)).signals[turn]
+        signals = (*(Signal() for _ in range(turn)), signal)
+        scored = Scored(trajectory, signals)
         if (verdict := signals[turn].verdict) is not None:
             self._journal.judged(trajectory.id, {turn: verdict})
         credited = self._credit(Group(id, trajectory.task_id, (scored,)))
         key = (trajectory.id, turn)
         credited = replace(credited, dropped={k: reason for k, reason in credited.dropped.items() if k == key})
+        self._hand_in(id, [scored], credited, trajectory.turns[turn].generation.policy_version)
+
+    def _hand_in(self, id: str, scored: Sequence[Scored], credited: Credited, oldest: int | None) -> None:
+        """A live turn or a group of sessions is credited: it waits for its batch, or teaches nothing."""
         self._drop(credited.dropped)
-        self._window.add_group([scored], credited)
+        self._window.add_group(scored, credited)
         self.totals.groups += 1
         if credited.samples:
-            self._buffer.finish(id, credited, oldest=trajectory.turns[turn].generation.policy_version)
+            self._buffer.finish(id, credited, oldest=oldest)
             self._waiting_since = self._waiting_since or self._clock()
         else:
             self.totals.groups_dropped += 1
@@ -503,6 +593,15 @@ class Loop:
             "groups_running": self._buffer.running,
         }
         self._on_row({**metrics, **row})
+
+
+def _only(trajectory: Trajectory, turns: set[TurnKey]) -> Trajectory:
+    """The episode with all turns but `turns` as context, not to be trained."""
+    kept = (
+        t if (trajectory.id, i) in turns else replace(t, generation=replace(t.generation, trainable=False))
+        for i, t in enumerate(trajectory.turns)
+    )
+    return replace(trajectory, turns=tuple(kept))
 
 
 def _advantages(samples: Iterable[Sample]) -> dict[TurnKey, FloatArray]:

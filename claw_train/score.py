@@ -64,6 +64,12 @@ def _rating(value: object) -> float | None:
     return max(-1.0, min(1.0, float(value)))
 
 
+class TurnScorer(Protocol):
+    """Scores one turn of an episode that is still going on: what a live chat needs."""
+
+    async def score_turn(self, trajectory: Trajectory, turn: int, known: Verdict | None = None) -> Signal: ...
+
+
 @runtime_checkable
 class Scoring(Protocol):
     """Something that scores trajectories. Safe to call many times at once."""
@@ -116,6 +122,9 @@ class NullScore:
     async def score(self, trajectory: Trajectory, known: Mapping[int, Verdict] | None = None) -> Scored:
         return Scored(trajectory, (Signal(),) * len(trajectory.turns))
 
+    async def score_turn(self, trajectory: Trajectory, turn: int, known: Verdict | None = None) -> Signal:
+        return Signal()
+
     async def close(self) -> None:
         pass
 
@@ -144,6 +153,10 @@ class TurnScore:
             *(self._turn(trajectory, i, feedback.get(i), (known or {}).get(i)) for i in range(len(trajectory.turns)))
         )
         return Scored(trajectory, tuple(signals))
+
+    async def score_turn(self, trajectory: Trajectory, turn: int, known: Verdict | None = None) -> Signal:
+        """What is known of one turn; nobody is asked about the others. `known`: the judge's verdict, where it gave one."""
+        return await self._turn(trajectory, turn, feedback_of(trajectory).get(turn), known)
 
     async def close(self) -> None:
         await self.judge.close()
