@@ -95,8 +95,8 @@ class DockerSandboxes:
     """See the module. Thread-safe."""
 
     name = "docker"
-    unenforced: tuple[str, ...] = ()
-    """Of a root agent's container `disk_mb` is not held: engines cannot limit a writable root filesystem everywhere."""
+    unenforced: tuple[str, ...] = ("disk_mb",)
+    """It is held in a sealed container (see `docker_box`), not in an open one: few engines can limit a writable root filesystem."""
 
     def __init__(self, config: DockerConfig | None = None, **options: Any) -> None:
         known = {f.name for f in dataclasses.fields(DockerConfig)}

@@ -14,6 +14,7 @@ import secrets
 import shlex
 import threading
 import time
+from functools import partial
 
 from claw_envs.errors import ConfigError, SandboxError
 from claw_envs.sandbox.docker_stream import EngineStream
@@ -52,7 +53,7 @@ claw_older() { q=$PP; while [ "$q" != 1 ] && [ "$q" != $$ ] && [ "$q" != 0 ] && 
     q=$PP; claw_born; [ "$BORN" -ge "$START" ] || return 0; done; return 1; }
 claw_born() { set -- $rest; BORN=${20}; }
 claw_since() { live "/proc/$2" || return 1; claw_born; [ "$BORN" -ge "$START" ] && ! claw_older "$1"; }
-claw_kill_since() { read -r up idle </proc/uptime; a=${up%.*}; b=${up#*.}; b=${b#0}; START=$((a * 100 + b - $2)); n=0
+claw_kill_since() { START=$2; n=0
   for signal in STOP KILL; do hit=1
     while [ $hit = 1 ] && [ $n -lt 500 ]; do n=$((n + 1)); hit=0
       for d in /proc/[0-9]*; do p=${d#/proc/}
@@ -78,6 +79,14 @@ for d in sys.argv[1:]:
   [ -z "$got" ] || { echo "$got"; return 1; }; }
 """
 
+_TICKS_PER_S = 100
+"""USER_HZ of every Linux that engines run on."""
+_COMPARISONS = 8
+_CLOSE_S = 0.002
+
+clock = partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+"""Seconds that go on while a machine sleeps, as the uptime does."""
+
 _NEEDED = ("bash", "tar", "dd", "cat", "mkdir", "chown", "rm", "find", "head", "chmod")
 
 
@@ -91,6 +100,7 @@ class Control:
         self._stream = stream
         self._name = name
         self._lock = threading.Lock()
+        self._ahead_s = 0.0
         self.broken = False
 
     def hello(self, timeout_s: float) -> None:
@@ -98,6 +108,23 @@ class Control:
         _, lacking = self.run(_SCRIPT + f"claw_need {' '.join(_NEEDED)}", timeout_s=timeout_s)
         if lacking:
             raise ConfigError(f"{self._name}: the image lacks {lacking.decode().strip()}, which a sandbox needs")
+        self._compare_clocks(timeout_s)
+
+    def _compare_clocks(self, timeout_s: float) -> None:
+        """How far the uptime there is ahead of our clock is known from below, as closely as the quickest answer tells."""
+        quickest_s = float("inf")
+        for _ in range(_COMPARISONS):
+            asked = clock()
+            uptime = float(self.check("uptime", "read -r up idle </proc/uptime; echo $up", timeout_s=timeout_s))
+            answered = clock()
+            if answered - asked < quickest_s:
+                quickest_s, self._ahead_s = answered - asked, uptime - answered
+            if quickest_s < _CLOSE_S:
+                return
+
+    def ticks(self, moment: float) -> int:
+        """Clock ticks since its machine's boot, as /proc counts a process's start, at `moment` of `clock` or a little before."""
+        return int((moment + self._ahead_s) * _TICKS_PER_S)
 
     def run(self, script: str, *, stdin: bytes | None = None, timeout_s: float = 10.0) -> tuple[int, bytes]:
         """Exit status and output of `script`. Raises SandboxError when the answer does not come."""

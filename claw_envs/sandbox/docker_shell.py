@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 
 from claw_envs.errors import SandboxError
-from claw_envs.sandbox.docker_control import Control
+from claw_envs.sandbox.docker_control import Control, clock
 from claw_envs.sandbox.docker_process import DockerProcess
 from claw_envs.sandbox.shell import ARGV
 
 SHELL = ("/bin/sh", "-c", 'cd -- "$1" 2>/dev/null; shift; exec "$@" 2>/dev/null', "claw")
 """Its argument is where to stand, then comes the shell's own argv."""
 
-_FIRST_LOOK_S = 0.05
-_LONGEST_LOOK_S = 1.0
+_FIRST_LOOK_S = 0.4
+"""Longer than a command waits for its turn among many: a look costs as much as a command, so early ones make all wait longer."""
+_LONGEST_LOOK_S = 2.0
 
 
 def shell_argv(cwd: str) -> tuple[str, ...]:
@@ -32,8 +33,10 @@ class AttachedShell:
         self._process = process
         self._control = control
         self._ended = False
+        self._sent = clock()
 
     def send(self, data: bytes, timeout_s: float) -> None:
+        self._sent = clock()
         try:
             self._process.stream.send(data, timeout_s)
         except SandboxError as error:
@@ -80,8 +83,9 @@ class AttachedShell:
         return self._process.wait(1.0)
 
     def kill(self, elapsed_s: float) -> str | None:
-        centiseconds = int(elapsed_s * 100) + 1
-        status, said = self._control.run(f"claw_kill_since {self._process.pid} {centiseconds}", timeout_s=20.0)
+        # Not by `elapsed_s`: on a busy machine the request arrives late, and what the command began with would be spared.
+        since = self._control.ticks(self._sent)
+        status, said = self._control.run(f"claw_kill_since {self._process.pid} {since}", timeout_s=20.0)
         where = said.decode(errors="surrogateescape").rstrip("\n")
         return where if status == 0 and where.startswith("/") else None
 

@@ -183,6 +183,17 @@ def test_thirty_timeouts_at_once(backend: DockerSandboxes) -> None:
     assert results == [True] * 36
 
 
+def test_a_kill_that_comes_late_still_finds_what_the_command_began_with(sandbox: DockerSandbox) -> None:
+    """On a busy machine the request to kill is heard long after the deadline; here the main process is kept busy."""
+    sandbox.exec("sleep 71 & true")
+    time.sleep(0.1)
+    busy = threading.Thread(target=sandbox._control.run, args=("sleep 1.5",))
+    busy.start()
+    assert sandbox.exec("(setsid sleep 72 &); sleep 73", timeout_s=0.3).timed_out
+    busy.join()
+    assert [n for n in ("71", "72", "73") if f"sleep {n}" in sandbox.exec("ps").text] == ["71"]
+
+
 def test_a_gibibyte_of_output(sandbox: DockerSandbox) -> None:
     result = sandbox.exec("head -c 1073741824 /dev/zero; echo end", timeout_s=240)
     assert result.ok
