@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from claw_agents.engines.client import EngineClient
 from claw_agents.engines.config import EngineConfig
 from claw_agents.engines.process import EngineProcess
 from claw_agents.nano import NanoConfig
@@ -86,6 +87,8 @@ class Brain:
     engines: Sequence[Engine]
     """Whoever must get new weights; the policy's own engine among them."""
     scoring: Scoring
+    teacher: EngineClient | None = None
+    """The engine whose teacher is a running mean (engine.teacher=ema), which checkpoints must hold; None without one."""
 
 
 async def make_brain(config: RunConfig, run: Path, view: View, stack: AsyncExitStack) -> Brain:
@@ -102,7 +105,8 @@ async def make_brain(config: RunConfig, run: Path, view: View, stack: AsyncExitS
     renderer, _, _ = await asyncio.gather(loading, engine.start(), learner.start())
     scoring = make_scores(config, engine, renderer)
     stack.push_async_callback(scoring.close)
-    return Brain(engine, renderer, learner, (engine,), scoring)
+    mean = engine if config.engine.teacher == "ema" else None
+    return Brain(engine, renderer, learner, (engine,), scoring, mean)
 
 
 def check_policy(config: RunConfig) -> None:

@@ -4,6 +4,7 @@
       checkpoints/step-10/                   config.json, model.safetensors, tokenizer files   (transformers loads the folder)
       checkpoints/step-20/                   learner.pt                                        (optimizer, version, random state)
                                              loop.json                                         (whatever the loop gave)
+                                             teacher.safetensors                               (engine.teacher=ema: its mean)
 
 Everything is written beside its place under a name that begins with a dot, flushed, and renamed. Knows no torch.
 """
@@ -16,7 +17,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from claw_train.types import CheckpointError, Learner
 
 FOLDER = "checkpoints"
 LOOP_STATE = "loop.json"
+TEACHER = "teacher.safetensors"
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -134,8 +136,15 @@ class Checkpoints:
         """The newest; None without any."""
         return max(self.list(), key=lambda c: c.step, default=None)
 
-    async def save(self, step: int, learner: Learner, loop_state: Mapping[str, Any]) -> Checkpoint:
-        """`step-N` holds the learner and the loop's JSON-able state; older ones beyond `keep` are gone.
+    async def save(
+        self,
+        step: int,
+        learner: Learner,
+        loop_state: Mapping[str, Any],
+        *,
+        also: Callable[[Path], Awaitable[object]] | None = None,
+    ) -> Checkpoint:
+        """`step-N` holds the learner, the loop's JSON-able state and what `also` puts there; older ones beyond `keep` go.
 
         Raises CheckpointError: it could not be written (a full disk, say). The earlier ones are still there.
         """
@@ -145,6 +154,9 @@ class Checkpoints:
         staging = _partial(path)
         try:
             await learner.save(staging)
+            if also is not None:
+                with _explained(path):
+                    await also(staging)
             with _explained(path), atomic_folder(path) as partial:
                 for item in staging.iterdir():
                     item.rename(partial / item.name)

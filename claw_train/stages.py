@@ -21,12 +21,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from claw_agents.engines.client import EngineClient
 from claw_agents.policy import Policy, SamplingParams
 from claw_agents.render import Renderer
 from claw_envs.registry import load_tasks
 from claw_envs.sandbox import Sandboxes
 from claw_train.brain import Brain, cloned, cloning_steps, open_policy
-from claw_train.checkpoint import Checkpoint, Checkpoints
+from claw_train.checkpoint import TEACHER, Checkpoint, Checkpoints
 from claw_train.config import groups, plain
 from claw_train.credit import make_credit
 from claw_train.journal import Journal
@@ -140,19 +141,26 @@ class Keeper:
     store: Checkpoints
     scoring: Scoring
     view: View
+    teacher: EngineClient | None = None
+    """The engine whose teacher is a mean of all weights so far, which goes into the checkpoint."""
     earlier: Mapping[str, float] = field(default_factory=dict)
     """What judge and teacher counted in earlier lives of the run."""
     failure: CheckpointError | None = None
 
     async def save(self, learner: Learner, state: Mapping[str, Any]) -> Path:
         try:
-            made = await self.store.save(learner.version, learner, {**state, "signals": self.counts()})
+            state = {**state, "signals": self.counts()}
+            made = await self.store.save(learner.version, learner, state, also=self._save_teacher)
         except CheckpointError as error:
             self.failure = error
             self.view.say(f"warning: {error}")
             return self.store.folder
         self.failure = None
         return made.path
+
+    async def _save_teacher(self, folder: Path) -> None:
+        if self.teacher is not None:
+            await self.teacher.save_teacher(folder / TEACHER)
 
     def counts(self) -> dict[str, float]:
         """What judge and teacher counted in all lives of the run."""
@@ -277,7 +285,7 @@ class Run:
             stop_tokens=mind.renderer.stop_tokens,
             topk_logprobs=config.method.topk_logprobs,
         )
-        keeper = Keeper(Checkpoints(self.folder, keep=config.keep_checkpoints), mind.scoring, self.view)
+        keeper = Keeper(Checkpoints(self.folder, keep=config.keep_checkpoints), mind.scoring, self.view, mind.teacher)
         journal = Journal(self.folder / "journal.db")
         manager = RolloutManager(make_env, mind.policy, mind.renderer, params, config.rollout, name=config.env.name)
         with self.phase("learning"), contextlib.closing(journal):
@@ -305,6 +313,8 @@ class Run:
 
     async def _restore(self, checkpoint: Checkpoint, mind: Brain, loop: Loop, keeper: Keeper) -> None:
         await mind.learner.load(checkpoint.path)
+        if mind.teacher is not None and (mean := checkpoint.path / TEACHER).exists():
+            await mind.teacher.restore_teacher(mean)
         state = checkpoint.loop_state()
         loop.restore(state)
         keeper.earlier = state.get("signals", {})

@@ -80,6 +80,14 @@ class EngineClient(ABC):
         await self._ask("load", weights.path, weights.version)
         self._version = weights.version
 
+    async def save_teacher(self, path: Path) -> bool:
+        """The mean that teacher "ema" is, in a file; False where there is none to save. Raises PolicyError."""
+        return await self._ask("save_teacher", path)
+
+    async def restore_teacher(self, path: Path) -> None:
+        """Teacher "ema" is the mean in `path`, and the weights loaded next are in it already. Raises PolicyError."""
+        await self._ask("restore_teacher", path)
+
     async def stats(self) -> dict[str, float]:
         """`EngineStats` as a mapping: sums since the engine began."""
         return await self._ask("stats")

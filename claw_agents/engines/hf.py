@@ -74,6 +74,12 @@ class TransformersRows:
             for mine, theirs in zip(self.model.parameters(), other.model.parameters(), strict=True):
                 mine.lerp_(theirs, rate)
 
+    def state(self) -> Mapping[str, Tensor]:
+        return {name: p.detach() for name, p in self.model.named_parameters()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.load(state)
+
     @torch.inference_mode()
     def forward(self, first: int, tokens_BT: Tensor, starts_B: Tensor, lengths_B: Tensor, attended: int) -> Tensor:
         batch, width = tokens_BT.shape

@@ -108,6 +108,14 @@ class Qwen3Rows:
         for name, t in self._tensors.items():
             t.lerp_(other._tensors[name], rate)
 
+    def state(self) -> Mapping[str, Tensor]:
+        return dict(self._tensors)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        check_names(state, {name: t.shape for name, t in self._tensors.items()})
+        for name, t in self._tensors.items():
+            t.copy_(state[name])
+
     @torch.inference_mode()
     def forward(self, first: int, tokens_BT: Tensor, starts_B: Tensor, lengths_B: Tensor, attended: int) -> Tensor:
         batch, width = tokens_BT.shape

@@ -91,6 +91,14 @@ class RowModel(Protocol):
         """Weights become (1 - rate) · theirs + rate · the other's."""
         ...
 
+    def state(self) -> Mapping[str, Tensor]:
+        """All weights under names of its own, for `restore` of a model of the same kind."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """The weights are those of a `state`. Raises ValueError naming what is missing or misshapen."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Places:

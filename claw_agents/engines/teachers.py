@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from claw_agents.engines.config import EngineConfig, WeightsName
@@ -22,6 +23,7 @@ class Teachers:
         self._start: RowModel | None = None
         self._teacher: RowModel | None = None
         self._loaded = False
+        self._restored = False
         if config.teacher_path is not None:
             same_tokenizer(path, config.teacher_path)
             self._teacher = load_rows(
@@ -35,16 +37,39 @@ class Teachers:
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """The live weights are these, and the teacher follows as it is set. Raises ValueError where they do not fit."""
-        config = self._config
-        before = self.live.frozen() if not self._loaded and (config.keep_start or config.teacher == "ema") else None
+        self._keep()
         self.live.load(weights)
-        if before is not None:
-            self._start = before if config.keep_start else None
-            if config.teacher == "ema":
-                self._teacher = before.frozen() if config.keep_start else before
+        if self._restored:  # the mean has seen these weights: they are those of its checkpoint
+            self._restored = False
+        elif self._config.teacher == "ema" and self._teacher is not None:
+            self._teacher.blend(self.live, self._config.teacher_rate)
+
+    def save(self, path: Path) -> bool:
+        """The mean of teacher "ema" is in `path`; False where there is none (another teacher, or nothing loaded yet)."""
+        if self._config.teacher != "ema" or self._teacher is None:
+            return False
+        save_file({name: t.contiguous() for name, t in self._teacher.state().items()}, path)
+        return True
+
+    def restore(self, path: Path) -> None:
+        """The mean is that of a checkpoint, whose weights are loaded next. Raises ValueError where it does not fit."""
+        if self._config.teacher != "ema":
+            return
+        self._keep()
+        assert self._teacher is not None
+        self._teacher.restore(load_file(path))
+        self._restored = True
+
+    def _keep(self) -> None:
+        """Before others come, the start's weights are set aside for all who need them."""
+        config = self._config
+        if self._loaded:
+            return
         self._loaded = True
-        if config.teacher == "ema" and self._teacher is not None:
-            self._teacher.blend(self.live, config.teacher_rate)
+        if config.keep_start:
+            self._start = self.live.frozen()
+        if config.teacher == "ema":
+            self._teacher = self.live.frozen()
 
     def weights(self, name: WeightsName) -> RowModel:
         """The model with the weights called `name`. Raises ValueError where they were not kept."""

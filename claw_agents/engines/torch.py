@@ -196,6 +196,13 @@ class TorchEngine:
         self.stats.loads += 1
         self._events.append(("answer", request_id, version))
 
+    def _on_save_teacher(self, request_id: int, path: Path) -> None:
+        self._events.append(("answer", request_id, self.teachers.save(path)))
+
+    def _on_restore_teacher(self, request_id: int, path: Path) -> None:
+        self.teachers.restore(path)
+        self._events.append(("answer", request_id, None))
+
     def _on_stats(self, request_id: int) -> None:
         self._events.append(("answer", request_id, asdict(self.stats)))
 

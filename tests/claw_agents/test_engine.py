@@ -84,6 +84,11 @@ class Driver:
         self.engine.handle((kind, request_id, *fields))
         return request_id
 
+    def answer(self, kind: str, *fields: Any) -> Any:
+        request_id = self.send(kind, *fields)
+        self.run()
+        return self.answers[request_id]
+
     def cancel(self, request_id: int) -> None:
         self.engine.handle(("cancel", request_id))
 
@@ -415,6 +420,35 @@ def test_which_weights_score(start: Path, other: Path, tmp_path: Path, fast: boo
             mine.lerp_(theirs, 0.25)
     mean.save_pretrained(tmp_path)
     assert drivers["ema"].score("teacher", prompt, tokens).logprobs == under(tmp_path)
+
+
+@each_path
+def test_a_mean_teacher_goes_on_from_a_file(start: Path, other: Path, tmp_path: Path, fast: bool) -> None:
+    prompt, tokens = prompts(1)[0], (7, 8, 9)
+    published, file = other / "published.safetensors", tmp_path / "teacher.safetensors"
+
+    def driver() -> Driver:
+        return Driver(start, rows=1, fast=fast, teacher="ema", teacher_rate=0.25)
+
+    one = driver()
+    assert one.answer("save_teacher", file) is False
+    assert not file.exists()
+    for version in (1, 2):
+        one.send("load", published, version)
+    assert one.answer("save_teacher", file) is True
+    two = driver()
+    two.answer("restore_teacher", file)
+    two.send("load", published, 2)
+    for weights in ("teacher", "reference", "live"):
+        assert two.score(weights, prompt, tokens).logprobs == one.score(weights, prompt, tokens).logprobs
+    for d in (one, two):
+        d.send("load", published, 3)
+    assert two.score("teacher", prompt, tokens).logprobs == one.score("teacher", prompt, tokens).logprobs
+    forgetful = driver()
+    forgetful.send("load", published, 2)
+    assert forgetful.score("teacher", prompt, tokens).logprobs != pytest.approx(
+        one.score("teacher", prompt, tokens).logprobs, abs=1e-5
+    )
 
 
 def test_a_teacher_with_another_tokenizer_is_refused_and_both_are_named(start: Path, tmp_path: Path) -> None:

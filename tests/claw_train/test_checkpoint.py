@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from claw_train.checkpoint import (
+    TEACHER,
     Checkpoint,
     Checkpoints,
     atomic_file,
@@ -58,6 +59,21 @@ async def test_a_checkpoint_may_be_made_again(tmp_path, learner):
     other = FakeLearner(tmp_path)
     await other.load(store.latest().path)
     assert other.state.tolist() == learner.state.tolist()
+    assert names(store.folder) == ["step-1", "step-2"]
+
+
+async def test_what_others_put_into_it_is_there_or_nothing_is(tmp_path, learner):
+    async def mean(folder: Path) -> None:
+        (folder / TEACHER).write_text("mean")
+
+    async def full(folder: Path) -> None:
+        raise OSError("no space left on device")
+
+    store = await saved(tmp_path, learner, 1)
+    made = await store.save(2, learner, {}, also=mean)
+    assert (made.path / TEACHER).read_text() == "mean"
+    with pytest.raises(CheckpointError, match="no space left"):
+        await store.save(3, learner, {}, also=full)
     assert names(store.folder) == ["step-1", "step-2"]
 
 
