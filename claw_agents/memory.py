@@ -161,6 +161,7 @@ class MemoryEnv(gymnasium.Wrapper[Observation, Action, Observation, Action]):
         super().__init__(cast(Any, env))  # gymnasium declares that a wrapper has the types of what it wraps
         self.memory = memory
         self.tools: tuple[Tool, ...] = env.tools
+        self.task = env.task
         self._user = ""
 
     def reset(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from claw_agents.engines.config import EngineConfig
-from claw_envs.env import AgentEnv
+from claw_agents.memory import Memory, MemoryEnv
 from claw_envs.errors import ConfigError
 from claw_envs.registry import load_tasks, resolve, world
 from claw_envs.sandbox import BACKENDS, Sandboxes, make_sandboxes
@@ -42,6 +42,14 @@ class EnvConfig:
     """Keyword arguments of the world's task loader, for every split."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of its environment class."""
+    memory: bool | str = "off"
+    """Whether corrections are remembered and put into the system prompt: off; on (while the environments last); or the path of a
+    file in which they are kept."""
+
+    @property
+    def remembers(self) -> bool:
+        """True where there is a memory."""
+        return self.memory not in (False, "off", "")
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ def build_env(values: Mapping[str, Any]) -> EnvConfig:
 
     `tasks` (a file or folder of one's own tasks) is what loaders call `path`. Raises ConfigError for a setting that neither has.
     """
-    base = build(EnvConfig, {k: v for k, v in values.items() if k == "name"}, "env")
+    base = build(EnvConfig, {k: v for k, v in values.items() if k in ("name", "memory")}, "env")
     w = world(base.name)
     loader, maker = parameters(resolve(w.tasks)), parameters(resolve(w.env).__init__)
     options: dict[str, Any] = {}
@@ -73,8 +81,8 @@ def build_env(values: Mapping[str, Any]) -> EnvConfig:
             options[name] = coerce(value, loader[name], f"env.{key}")
         elif name in maker:
             kwargs[name] = coerce(value, maker[name], f"env.{key}")
-        elif key != "name":
-            known = {"name", "tasks", *loader, *maker} - {"path"}
+        elif key not in ("name", "memory"):
+            known = {"name", "memory", "tasks", *loader, *maker} - {"path"}
             raise ConfigError(unknown_key(f"env.{key}", known))
     return replace(base, options=options, kwargs=kwargs)
 
@@ -116,16 +124,17 @@ def _backend(name: str) -> Callable[..., Any]:
         raise ConfigError(f"sandbox.backend={name} cannot be loaded: {error}") from None
 
 
-def env_factory(
-    env: EnvConfig, sandboxes: Sandboxes | None, split: str
-) -> tuple[Callable[[], AgentEnv[Any]], Sequence[Any]]:
-    """A function that makes environments of this world, all over one task sequence and one backend; and the tasks."""
+def env_factory(env: EnvConfig, sandboxes: Sandboxes | None, split: str) -> tuple[Callable[[], Any], Sequence[Any]]:
+    """A function that makes environments of this world, all over one task sequence, one backend and one memory; and the tasks."""
     tasks = load_tasks(env.name, split, **env.options)
     cls = resolve(world(env.name).env)
     takes = inspect.signature(cls.__init__).parameters
     kwargs = {"tasks": tasks, **env.kwargs}
     if "sandbox" in takes and sandboxes is not None:
         kwargs["sandbox"] = sandboxes
+    if env.remembers:
+        memory = Memory(Path(env.memory) if isinstance(env.memory, str) and env.memory != "on" else None)
+        return (lambda: MemoryEnv(cls(**kwargs), memory)), tasks
     return (lambda: cls(**kwargs)), tasks
 
 
