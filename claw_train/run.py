@@ -25,7 +25,7 @@ from claw_envs.registry import WORLDS, load_tasks
 from claw_train.brain import check_policy, make_brain
 from claw_train.config import differences, groups, plain, split_override, summary_of
 from claw_train.runs import find_run, locked, new_run, point_latest, stored_config, write_atomically
-from claw_train.settings import EnvConfig, build_run, compose_run
+from claw_train.settings import EnvConfig, RunConfig, build_run, compose_run
 from claw_train.stages import Job, MakeBrain, execute
 
 FREE = ("loop.budget_s", "loop.steps", "view", "runs", "chosen", "wandb", "wandb_project")
@@ -60,8 +60,16 @@ def prepare(argv: Sequence[str]) -> Job:
     config = compose_run(argv)
     check_worlds(config.env)
     check_policy(config)
+    check_end(config)
     folder = new_run(config.runs, f"{config.env.name}-{config.method_name}")
     return Job(config, folder)
+
+
+def check_end(config: RunConfig) -> None:
+    """Something says when to stop; a person does where there are no tasks to play. Raises ConfigError."""
+    loop = config.loop
+    if not config.cloning_only and config.env.name != "live" and (loop.steps, loop.budget_s, loop.env_steps) == (None,) * 3:
+        raise ConfigError("loop.steps, loop.budget_s and loop.env_steps are null; one at least must say when to stop")
 
 
 def check_worlds(env: EnvConfig) -> None:

@@ -92,6 +92,8 @@ def test_every_shipped_option_says_what_it_is():
             "policy=http has its weights elsewhere and cannot be trained",
         ),
         (["+env=fake", "+method=grpo", "policy=hf"], "policy=hf needs policy.path=…"),
+        (["+env=fake", "+method=grpo", "loop.budget_s=null"], "one at least must say when to stop"),
+        (["+env=fake", "+method=grpo", "loop.group_size=0"], "loop.group_size is 0; it must be at least 1"),
         (["+env=fake", "+method=grpo", "policy=hf", "policy.path=nowhere"], "checkpoint 'nowhere' does not exist"),
         (["resume=runs/latest"], "runs/latest is no run directory; no run has been made there yet"),
     ],
