@@ -96,7 +96,7 @@ class DockerSandboxes:
 
     name = "docker"
     unenforced: tuple[str, ...] = ("disk_mb",)
-    """It is held in a sealed container (see `docker_box`), not in an open one: few engines can limit a writable root filesystem."""
+    """Held in a sealed container (see `docker_box`), not in an open one: few engines can limit a writable root filesystem."""
 
     def __init__(self, config: DockerConfig | None = None, **options: Any) -> None:
         known = {f.name for f in dataclasses.fields(DockerConfig)}
