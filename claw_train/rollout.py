@@ -210,7 +210,8 @@ class RolloutManager:
         loop = asyncio.get_running_loop()
         asked = loop.time()
         slot = await self._take()
-        self.stats.slot_wait_s.append(loop.time() - asked)
+        began = loop.time()
+        self.stats.slot_wait_s.append(began - asked)
         slot.job, slot.on_generating, slot.steps = job, on_generating, 0
         params = self.params
         if self.config.seeded:
@@ -232,6 +233,7 @@ class RolloutManager:
         finally:
             slot.job = None
             self._give(slot)
+        trajectory = replace(trajectory, info={**trajectory.info, "seconds": loop.time() - began})
         self._count(trajectory)
         if self.on_attempt:
             self.on_attempt(job, trajectory)

@@ -42,11 +42,9 @@ async def play_suite(
     done: list[Attempt] = []
 
     async def one(manager: RolloutManager, task: Task, index: int) -> Attempt:
-        started: list[float] = []
         job = Job(f"{suite.name}/{task.id}/{index}", task.id, attempt_seed(suite, task.id, index))
-        trajectory = await manager.run(job, on_generating=lambda _: started.append(time.monotonic()))
-        seconds = time.monotonic() - started[0] if started else 0.0
-        attempt = attempt_of(trajectory, task, index, seconds)
+        trajectory = await manager.run(job)
+        attempt = attempt_of(trajectory, task, index, trajectory.info["seconds"])
         done.append(attempt)
         solved = sum(bool(a.success) for a in done)
         on_progress(len(done) / len(jobs), f"{len(done)} of {len(jobs)} episodes, {solved} solved")
