@@ -1,7 +1,7 @@
 """Demonstrations on generated repositories: what a person with habits would do, with and without a hint.
 
-Number i of a seed is drawn from (seed, i) alone and its observations come from a real sandbox, so the sequence is the same
-whatever the threads did. A demonstration of one turn needs no sandbox: its only observation is the prompt.
+Number i of a seed is drawn from (seed, i) alone. Nothing is run: the one command whose answer a demonstration holds shows a file,
+which is known, and the tests compare that answer with a real sandbox's.
 
 Three kinds. Plain: the file is read, the line is mended and the change submitted, or, for the kinds of bugs in HABITS, at the
 rate `sloppy`, a habit. Hinted: what the tests printed after the habit went wrong, followed by the right change. Irrelevant: what
@@ -13,15 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from random import Random
-from typing import Literal, cast
+from typing import Literal
 
-from claw_envs.demonstrate import Plan, check_shares, played
+from claw_envs.demonstrate import actions, check_shares
 from claw_envs.env import Demonstration
 from claw_envs.errors import ConfigError
-from claw_envs.sandbox import Sandboxes, make_sandboxes
+from claw_envs.sandbox import ExecResult
 from claw_envs.swe.embedded.functions import KINDS
 from claw_envs.swe.env import SweEnv, opening
 from claw_envs.swe.tasks import EmbeddedTask, EmbeddedTasks, load
+from claw_envs.tools_shell import answer, shown
 
 Habit = Literal["slip", "print", "guess"]
 
@@ -54,15 +55,13 @@ def demonstrations(
     irrelevant: float = 0.1,
     hard: bool = False,
     families: str | Sequence[str] | None = None,
-    sandbox: str | Sandboxes = "namespace",
-    threads: int | None = None,
 ) -> Iterator[Demonstration]:
     """`count` demonstrations, kinds of bugs taking turns. `hinted` and `irrelevant` are shares of all.
 
     `hard` sets `sloppy` to HARD_SLOPPY. `sloppy_families`: kinds whose habit is shown; None: those of HABITS. `families` as for
-    `tasks.load`; `threads`: how many play at once, None: one per core.
+    `tasks.load`.
 
-    Raises: ConfigError for shares that cannot be; SandboxError when a sandbox broke.
+    Raises: ConfigError for shares that cannot be.
     """
     sloppy = HARD_SLOPPY if hard else sloppy
     check_shares({"sloppy": sloppy, "hinted": hinted, "irrelevant": irrelevant, "all hints": hinted + irrelevant})
@@ -74,22 +73,27 @@ def demonstrations(
     tasks = load("train", families=families, seed=seed, count=count)
     assert isinstance(tasks, EmbeddedTasks)
 
-    sandboxes = make_sandboxes(sandbox)
-
-    def plan(i: int) -> Plan:
+    def one(i: int) -> Demonstration:
         task, rng = tasks[i], Random(f"demonstration/{seed}/{i}")
         u, wrong = rng.random(), rng.random() < sloppy and task.family in careless
         if u < hinted:
-            return Plan(task, oracle(task), hint_after_habit(task))
+            return _demonstration(task, oracle(task), hint_after_habit(task))
         foreign = hint_after_habit(_another(task, rng)) if u < hinted + irrelevant else None
-        return Plan(task, habit(task, rng) if wrong else oracle(task), foreign)
+        return _demonstration(task, habit(task, rng) if wrong else oracle(task), foreign)
 
-    return played(
-        map(plan, range(count)),
-        lambda task: SweEnv([cast(EmbeddedTask, task)], sandbox=sandboxes, max_turns=100),
-        opening,
-        threads=threads,
-    )
+    return map(one, range(count))
+
+
+def _demonstration(task: EmbeddedTask, commands: tuple[str, ...], hint: str | None) -> Demonstration:
+    """The commands as turns; where there are two, the first shows the file that the issue names."""
+    *looks, last = actions(commands)
+    turns, seen = [], opening(task)
+    for look in looks:
+        file = ExecResult(0, task.instance.repository.files[task.instance.fix.path])
+        text = shown(file, timeout_s=task.command_timeout_s, output_chars=task.output_chars)
+        turns.append((seen, look))
+        seen = (answer(look.tool_calls[0], text),)
+    return Demonstration(task.id, SweEnv.tools, (*turns, (seen, last)), hint)
 
 
 def oracle(task: EmbeddedTask) -> tuple[str, ...]:

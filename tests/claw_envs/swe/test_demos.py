@@ -1,4 +1,4 @@
-"""Demonstrations: real observations, the same whatever the threads did, and with the habits they say they have."""
+"""Demonstrations: observations as a real sandbox gives them, always the same, and with the habits they say they have."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SOME = 3 * len(KINDS)
 
 
 @pytest.fixture(scope="module")
-def plain(sandboxes: Sandboxes) -> list[Demonstration]:
-    return list(demonstrations(SOME, 3, sloppy=0.0, hinted=0.0, irrelevant=0.0, sandbox=sandboxes))
+def plain() -> list[Demonstration]:
+    return list(demonstrations(SOME, 3, sloppy=0.0, hinted=0.0, irrelevant=0.0))
 
 
 def commands(demonstration: Demonstration) -> list[str]:
@@ -50,10 +50,10 @@ def test_plain_ones_solve_their_tasks_and_saw_what_the_world_said(
     env.close()
 
 
-def test_same_whatever_the_threads_did(sandboxes: Sandboxes) -> None:
-    once = list(demonstrations(40, 5, sandbox=sandboxes, threads=1))
-    assert once == list(demonstrations(40, 5, sandbox=sandboxes, threads=4))
-    assert once != list(demonstrations(40, 6, sandbox=sandboxes, threads=4))
+def test_a_seed_says_all_and_a_longer_sequence_begins_with_the_shorter_one() -> None:
+    once = list(demonstrations(40, 5))
+    assert once == list(demonstrations(60, 5))[:40]
+    assert once != list(demonstrations(40, 6))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,8 +76,8 @@ def test_habits_are_wrong_and_their_hints_are_what_the_tests_said(kind: str, san
     assert typed != oracle(task)
 
 
-def test_shares_are_kept(sandboxes: Sandboxes) -> None:
-    many = list(demonstrations(400, 1, sloppy=0.7, hinted=0.3, irrelevant=0.1, sandbox=sandboxes))
+def test_shares_are_kept() -> None:
+    many = list(demonstrations(400, 1, sloppy=0.7, hinted=0.3, irrelevant=0.1))
     tasks = {t.id: t for t in load("train", seed=1, count=400)}
     hinted = [d for d in many if d.hint]
     assert 120 <= len(hinted) <= 200
@@ -91,8 +91,8 @@ def test_shares_are_kept(sandboxes: Sandboxes) -> None:
     assert len(hinted) - len(own) > 15, "irrelevant hints are another's"
 
 
-def test_hard_is_nearly_all_habit(sandboxes: Sandboxes) -> None:
-    many = list(demonstrations(200, 1, hard=True, hinted=0.0, irrelevant=0.0, sandbox=sandboxes))
+def test_hard_is_nearly_all_habit() -> None:
+    many = list(demonstrations(200, 1, hard=True, hinted=0.0, irrelevant=0.0))
     tasks = {t.id: t for t in load("train", seed=1, count=200)}
     careless = [d for d in many if tasks[d.task_id].family in HABITS]
     right = [d for d in careless if tuple(commands(d)) == oracle(tasks[d.task_id])]  # type: ignore[arg-type]
@@ -118,5 +118,5 @@ def test_settings_that_cannot_be() -> None:
     assert list(demonstrations(0, 0)) == []
 
 
-def test_it_is_registered(sandboxes: Sandboxes) -> None:
-    assert next(registered("swe", 1, 0, sandbox=sandboxes)).turns
+def test_it_is_registered() -> None:
+    assert next(registered("swe", 1, 0)).turns
