@@ -10,6 +10,9 @@ Graded as Harbor grades (https://harborframework.com/docs/tasks): tests/ comes t
 Nothing to read, text, NaN or infinity is a broken world, never a 0. Differences, for the sake of an honest verdict: the grader
 is a second machine (see `outside`); of the two files only those that the tests' own text speaks of are believed.
 
+`environment_mode = "separate"`: the tests run on a machine of their own ([verifier.environment]'s image, else tests/Dockerfile,
+else a fresh one like the task's), which gets of the agent's machine only /logs/artifacts and what `artifacts` names.
+
 Reward: the one called "reward", else the mean of all; over steps their mean or the last one's, as the task says; steps that a
 turn limit left unreached count as 0. Success: a reward of at least 1.
 """
@@ -18,23 +21,29 @@ from __future__ import annotations
 
 import json
 import math
+import posixpath
 import re
+import shlex
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from claw_envs.env import SPLITS
-from claw_envs.errors import GradeError
+from claw_envs.errors import GradeError, InfraError
 from claw_envs.sandbox import Limits, Sandbox, Sandboxes
 from claw_envs.terminal.outside import Files, Machine, OutsideTask, Step, files_below, moved, read_if_there
 from claw_envs.terminal.outside_machine import compose_machine, dockerfile_machine, image_machine
 
 _TURNS = 50
 """Turn limit where the task says nothing of turns: Harbor limits time."""
+_PACKING_S = 120.0
 _SECONDS = (int, float)
 _NETWORKS = ("public", "no-network", "allowlist")
+_ARTIFACTS = "/logs/artifacts"
+_AGENTS = re.compile(r"^/(?!(tests|logs/verifier)(/|$))[^/]")
+_ARCHIVE = "/tmp/.claw-artifacts.tar"
 _STEP_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*$")
 
 
@@ -48,8 +57,30 @@ def is_harbor(folder: Path) -> bool:
 class HarborTask(OutsideTask):
     """See the module."""
 
+    verifier: Machine | None = None
+    """Where the tests run in "separate" mode; None: in the state of the agent's machine."""
+    artifacts: tuple[str, ...] = ()
+    """Absolute paths that such a verifier gets to see, where the agent left something there."""
+
+    def _grading_sandbox(self, sandbox: Sandbox, sandboxes: Sandboxes, step: Step) -> Sandbox | None:
+        state = super()._grading_sandbox(sandbox, sandboxes, step)
+        if self.verifier is None or state is None:
+            return state
+        with state:
+            archive = _taken(state, self.artifacts)
+        spec = self.verifier.spec(sandboxes)
+        grader = sandboxes.start(replace(spec, user=self.verifier_user or "root", env={**spec.env, **step.env}))
+        try:
+            grader.write(_ARCHIVE, archive)
+        except BaseException:
+            grader.close()
+            raise
+        return grader
+
     def _grade_in(self, grader: Sandbox, step: Step, sandboxes: Sandboxes) -> tuple[dict[str, float], str]:
-        self._put_tests(grader, step, sandboxes)
+        self._put_tests(grader, step, sandboxes, beside=self.verifier is not None)
+        if self.verifier is not None and not grader.exec(f"tar -xf {_ARCHIVE} -C / && rm {_ARCHIVE}").ok:
+            raise GradeError(f"{self.folder}: what the agent left cannot be put into the verifier's machine")
         tests, logs = moved("/tests", sandboxes), moved("/logs/verifier", sandboxes)
         said = self._run_tests(grader, f"{tests}/test.sh", logs, step)
         for name, parse in (("reward.json", _numbers), ("reward.txt", _number)):
@@ -68,6 +99,16 @@ def speaks_of(tests: Files, name: str) -> bool:
 
 def _number(raw: bytes, where: str) -> dict[str, float]:
     return {"reward": _finite(raw.decode(errors="replace").strip(), where)}
+
+
+def _taken(state: Sandbox, paths: Sequence[str]) -> bytes:
+    """A tar archive of those of the paths that are there. Raises SandboxError, InfraError."""
+    words = " ".join(shlex.quote(p[1:]) for p in paths)
+    pack = f'cd / && mkdir -p .{_ARTIFACTS} && for p in {words}; do [ ! -e "$p" ] || set -- "$@" "$p"; done'
+    made = state.exec(f'(set -- && {pack} && tar -cf {_ARCHIVE} "$@")', timeout_s=_PACKING_S)
+    if not made.ok:
+        raise InfraError(f"what the agent left cannot be packed: {made.text[-300:]}")
+    return state.read(_ARCHIVE)
 
 
 def _numbers(raw: bytes, where: str) -> dict[str, float]:
@@ -118,8 +159,12 @@ class _Reader:
         mode = self._value(verifier, "environment_mode", str, "shared", '"shared" or "separate"')
         if mode not in ("shared", "separate"):
             self._wrong(f'verifier.environment_mode is {mode!r}; it should be "shared" or "separate"')
+        separate = self._separate(verifier, machine) if mode == "separate" else None
+        artifacts = self._artifacts(config) if mode == "separate" else ()
         if len(self._problems) > self._before or machine is None:
             return None
+        if separate is not None:
+            machine = replace(machine, plain="its verifier is a machine of its own")
         return HarborTask(
             id=self._folder.resolve().name,
             family=str(metadata.get("category") or "harbor"),
@@ -132,7 +177,32 @@ class _Reader:
             steps=tuple(steps),
             strategy=strategy,
             verifier_user=self._value(verifier, "user", str, "", "a user's name"),
+            verifier=separate,
+            artifacts=artifacts,
         )
+
+    def _separate(self, verifier: Mapping[str, Any], machine: Machine | None) -> Machine | None:
+        """The verifier's own machine; None, with a problem added, when there can be none."""
+        environment, tests = self._table(verifier, "environment"), self._folder / "tests"
+        settings = self._settings(environment, {})
+        if name := environment.get("docker_image"):
+            return image_machine(str(name), **settings)
+        if (tests / "Dockerfile").is_file():
+            return dockerfile_machine(tests, self._problems, **settings)
+        if not environment or machine is None:
+            return machine
+        own = {"image": machine.image, "plain": machine.plain, "workdir": settings["workdir"] or machine.workdir}
+        return Machine(**{**settings, **own})
+
+    def _artifacts(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        listed = self._value(config, "artifacts", list, [], "a list of paths")
+        paths = [a.get("source") if isinstance(a, dict) else a for a in listed]
+        for path in paths:
+            if not isinstance(path, str) or posixpath.normpath(path) != path or not _AGENTS.match(path):
+                self._wrong(
+                    f"artifacts: {path!r} should be an absolute, plain path outside of /tests and /logs/verifier"
+                )
+        return (_ARTIFACTS, *(str(p) for p in paths if p != _ARTIFACTS))
 
     def _config(self) -> dict[str, Any]:
         try:
@@ -185,7 +255,19 @@ class _Reader:
 
     def _machine(self, environment: Mapping[str, Any], agent: Mapping[str, Any]) -> Machine | None:
         folder = self._folder / "environment"
-        settings: dict[str, Any] = {
+        settings = self._settings(environment, agent)
+        if name := environment.get("docker_image"):
+            return image_machine(str(name), **settings)
+        for compose in ("docker-compose.yaml", "docker-compose.yml"):
+            if (folder / compose).is_file():
+                return compose_machine(folder / compose, "main", self._problems, **settings)
+        return dockerfile_machine(folder, self._problems, **settings)
+
+    def _settings(self, environment: Mapping[str, Any], agent: Mapping[str, Any]) -> dict[str, Any]:
+        """All of a machine but where it comes from."""
+        if environment.get("gpus"):
+            self._wrong(f"environment.gpus is {environment['gpus']}; sandboxes have none")
+        return {
             "workdir": self._value(environment, "workdir", str, "", "an absolute path"),
             "user": self._value(agent, "user", str, "", "a user's name"),
             "env": {k: str(v) for k, v in self._table(environment, "env").items()},
@@ -193,14 +275,6 @@ class _Reader:
             "hosts": self._hosts(environment, agent),
             "healthcheck": str(self._table(environment, "healthcheck").get("command", "")),
         }
-        if environment.get("gpus"):
-            self._wrong(f"environment.gpus is {environment['gpus']}; sandboxes have none")
-        if name := environment.get("docker_image"):
-            return image_machine(str(name), **settings)
-        for compose in ("docker-compose.yaml", "docker-compose.yml"):
-            if (folder / compose).is_file():
-                return compose_machine(folder / compose, "main", self._problems, **settings)
-        return dockerfile_machine(folder, self._problems, **settings)
 
     def _limits(self, environment: Mapping[str, Any]) -> Limits:
         memory = self._megabytes(environment, "memory", 2048)

@@ -206,11 +206,14 @@ class OutsideTask(TerminalTask):
         workspace = take_out(sandbox)
         return None if workspace is None else sandboxes.start(replace(spec, workspace=workspace))
 
-    def _put_tests(self, grader: Sandbox, step: Step, sandboxes: Sandboxes) -> None:
-        """New /tests and /logs hold what the format says and nothing that the agent put there."""
+    def _put_tests(self, grader: Sandbox, step: Step, sandboxes: Sandboxes, *, beside: bool = False) -> None:
+        """New /tests and /logs hold what the format says and nothing that the agent put there.
+
+        `beside`: a machine that the agent never had keeps what its image has in /tests.
+        """
         tests, logs = moved("/tests", sandboxes), moved("/logs", sandboxes)
         made = grader.exec(
-            f"cd / && rm -rf {tests} {logs} && mkdir -p {tests} {logs}/agent {logs}/artifacts "
+            f"cd / && rm -rf {'' if beside else tests} {logs} && mkdir -p {tests} {logs}/agent {logs}/artifacts "
             f"&& mkdir -m 700 {logs}/verifier && cd - >/dev/null"
         )
         if not made.ok:

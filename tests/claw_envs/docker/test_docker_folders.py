@@ -83,6 +83,35 @@ def test_a_task_runs_from_an_image_by_name(tmp_path: Path, sandboxes: PooledSand
     assert task.attempt(sandboxes, oracle=True).grade.success
 
 
+SEPARATE = {
+    "task.toml": 'artifacts = ["/app/out", {source = "/app/none"}]\n[verifier]\nenvironment_mode = "separate"\n',
+    "environment/Dockerfile": "FROM claw/tiny\nWORKDIR /app\nRUN echo 1 >secret\n",
+    "instruction.md": "Put 1 into out.",
+    "tests/Dockerfile": "FROM claw/tiny\nRUN mkdir -p /tests /app && echo 1 >/tests/wanted\nWORKDIR /app\n",
+    "tests/test.sh": (
+        "[ ! -e secret ] && [ ! -e /etc/mine ] && cmp out /tests/wanted && echo 1 >/logs/verifier/reward.txt"
+        " || echo 0 >/logs/verifier/reward.txt\n"
+    ),
+    "solution/solve.sh": "echo 1 >out\n",
+}
+
+
+def test_a_separate_verifier_gets_only_what_the_task_names(tmp_path: Path, sandboxes: PooledSandboxes) -> None:
+    task = only(put(tmp_path, SEPARATE))
+    assert not task.attempt(sandboxes, oracle=False).grade.success
+    assert task.attempt(sandboxes, oracle=True).grade.success
+    with task.open(sandboxes) as sandbox:
+        sandbox.exec(
+            "echo 1 >out; echo 1 >/etc/mine; mkdir -p /tests /logs/artifacts; ln -s /etc/mine /logs/artifacts/a"
+        )
+        assert task.settle(sandbox, sandboxes).grade.success
+    with task.open(sandboxes) as sandbox:
+        sandbox.exec(
+            "echo 2 >out; mkdir -p /tests /logs/verifier; echo 2 >/tests/wanted; echo 1 >/logs/verifier/reward.txt"
+        )
+        assert not task.settle(sandbox, sandboxes).grade.success
+
+
 def test_verify_builds_what_takes_an_engine(tmp_path: Path, endpoint: str, tiny: str) -> None:
     put(tmp_path / "steps", STEPS)
     broken = {**STEPS, "environment/Dockerfile": "FROM claw/tiny\nRUN exit 3\n"}
