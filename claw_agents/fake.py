@@ -1,4 +1,4 @@
-"""The shipped fake of an engine that speaks tokens: it says what it is told to, one token after the other, in the bytes' own renderer."""
+"""The shipped fake of an engine that speaks tokens: it says what it is told to, token by token, as the bytes of its text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server on a socket, in the event loop that it is started on: uvicorn without its signal handlers, and the sweep of sessions."""
+"""A server on a socket of the running event loop: uvicorn without its signal handlers, and the sweep of sessions."""
 
 from __future__ import annotations
 

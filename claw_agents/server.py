@@ -26,6 +26,7 @@ from claw_agents.policy import Policy
 from claw_agents.session import Sessions
 from claw_agents.wire import DONE, WireError, WireLimits, read_json, read_request
 from claw_envs.errors import ConfigError
+from claw_envs.messages import system
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -47,6 +48,8 @@ class ServerConfig:
     """The policy's name on the wire."""
     keys: Sequence[KeyConfig] = ()
     """Who may ask; none: everybody who can reach it, all of them the user "local"."""
+    system: str = ""
+    """The system message of conversations that bring none; "": none."""
     max_tokens: int = 512
     """Most tokens of one reply."""
     temperature: float = 1.0
@@ -196,9 +199,12 @@ class Server:
         turn_type = headers.get(b"x-turn-type", b"").decode("latin-1").lower()
         if turn_type not in ("", "main", "side"):
             raise WireError(f"X-Turn-Type is {turn_type!r}; there are: main, side", param="X-Turn-Type")
+        messages = request.messages
+        if self.config.system and messages[0].role != "system":
+            messages = (system(self.config.system), *messages)
         ticket = self.sessions.enter(
             user.name,
-            request.messages,
+            messages,
             request.tools,
             name=_name(headers, b"x-session-id"),
             side={"main": False, "side": True}.get(turn_type),

@@ -249,6 +249,8 @@ class Sessions:
         if session is None:
             self._aside(ticket, end)
             return -1
+        if session.state == "ended":  # deleted, or reported on, while this reply was being made
+            return -1
         session.recorder.acted(session.prompt, generation, action)
         session.generation = generation
         session.state, session.end = "waiting", end
@@ -260,7 +262,7 @@ class Sessions:
 
     def failed(self, ticket: Ticket) -> None:
         """No reply came of it. The same request may be made again, and goes on where it stood."""
-        if ticket.session is None:
+        if ticket.session is None or ticket.session.state == "ended":
             return
         ticket.session.state = "failed"
         self._find_by(ticket.session, ticket.asked)
@@ -288,10 +290,14 @@ class Sessions:
         """Nothing more will come of it."""
         if session.state == "ended":
             return
+        self.discard(session)
+        self._sink.ended(session)
+
+    def discard(self, session: Session) -> None:
+        """It is over, and the sink hears nothing of it: whoever asks for this settles it."""
         session.state = "ended"
         self._live.pop(session.id, None)
         self._forget_keys(session)
-        self._sink.ended(session)
 
     def restore(self, trajectory: Trajectory) -> None:
         """A session of an earlier life goes on; its last turn waits for an answer."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from claw_agents.engines.client import EngineClient
 from claw_agents.engines.config import EngineConfig
 from claw_agents.engines.process import EngineProcess
+from claw_agents.eyes import Eyes
 from claw_agents.nano import NanoConfig
 from claw_agents.policy import Policy
 from claw_agents.render import MessageRenderer, Renderer, renderer_for
@@ -212,7 +213,7 @@ def make_scores(config: RunConfig, engine: EngineProcess, renderer: Renderer) ->
             behavior=behavior,
             vocabulary=engine.vocab_size,
         )
-    return make_scoring(method, judge, distiller, leaks=leak_check(config))
+    return make_scoring(method, judge, distiller, leaks=leak_check(config) if config.live is None else None)
 
 
 def leak_check(config: RunConfig) -> LeakCheck:
@@ -260,7 +261,7 @@ def load_renderer(folder: Path, template: Mapping[str, Any]) -> Renderer:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder} holds no tokenizer that can be read: {error}") from None
-    return renderer_for(tokenizer, **template)
+    return renderer_for(tokenizer, eyes=Eyes.of(folder), **template)
 
 
 def link(path: Path, target: Path) -> None:

@@ -207,9 +207,13 @@ class Journal:
         """An episode and everything said of it is deleted (a person asked for it)."""
         tables = ("episode", "trajectory", "turn", "verdict", "trained", "dropped", "advantage")
         keys = ("id", *["episode_id"] * (len(tables) - 1))
+        self._db.execute("pragma secure_delete=on")  # what is deleted is overwritten, not only unlinked
         self._transaction(
-            *[(f"delete from {t} where {k} = ?", [(episode_id,)]) for t, k in zip(tables, keys, strict=True)]
+            *[(f"delete from {t} where {k} = ?", [(episode_id,)]) for t, k in zip(tables, keys, strict=True)],
+            ("delete from groups where id = ?", [(episode_id,)]),
         )
+        self._db.execute("pragma secure_delete=off")
+        self._db.execute("pragma wal_checkpoint(truncate)")
 
     # Reading
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -185,6 +185,8 @@ class Loop:
         self._wake_starting = asyncio.Event()
         self._wake_learning = asyncio.Event()
         self._stopping = False
+        self._at_work = asyncio.Lock()
+        """Held while the learner is stepped, saved or put back."""
         self._waiting_since: float | None = None
         self._offered: set[TurnKey] = set()
         self._window = Window()
@@ -202,6 +204,23 @@ class Loop:
         """The counters and the credit's state are those of a checkpoint (the learner has loaded its own part)."""
         self.totals = Totals(**state["totals"])
         self._credit.load_state_dict(state["credit"])
+
+    async def save(self) -> None:
+        """A checkpoint is made of how things stand."""
+        async with self._at_work:
+            await self._save()
+
+    async def roll_back(self, restore: Callable[[], Awaitable[object]], reason: str) -> int:
+        """`restore` puts the learner back to earlier weights, which are published; what was trained since counts as dropped
+        for `reason`. Returns how many turns that were."""
+        async with self._at_work:
+            await restore()
+            turns = self._journal.roll_back(self._learner.version, reason)
+            self._count_drops([reason] * turns)
+            self.totals.turns_trained -= turns
+            self._buffer.trained(await self._publisher.publish())
+        self._wake()
+        return turns
 
     async def run(self) -> LoopResult:
         """Plays and trains until the config, `stop` or an error ends it. Leaves a checkpoint, except after an error."""
@@ -456,7 +475,8 @@ class Loop:
             batch = self._take()
             empty = 0 if batch else empty + 1
             if batch:
-                await self._step(batch)
+                async with self._at_work:
+                    await self._step(batch)
             else:
                 self._buffer.trained(self._learner.version)
                 self._wake()

@@ -61,14 +61,14 @@ def prepare(argv: Sequence[str]) -> Job:
     check_worlds(config.env)
     check_policy(config)
     check_end(config)
-    folder = new_run(config.runs, f"{config.env.name}-{config.method_name}")
+    folder = new_run(config.runs, f"{config.world_name}-{config.method_name}")
     return Job(config, folder)
 
 
 def check_end(config: RunConfig) -> None:
     """Something says when to stop; a person does where there are no tasks to play. Raises ConfigError."""
     loop = config.loop
-    if not config.cloning_only and config.env.name != "live" and (loop.steps, loop.budget_s, loop.env_steps) == (None,) * 3:
+    if not config.cloning_only and config.live is None and (loop.steps, loop.budget_s, loop.env_steps) == (None,) * 3:
         raise ConfigError("loop.steps, loop.budget_s and loop.env_steps are null; one at least must say when to stop")
 
 

@@ -22,6 +22,7 @@ from claw_train.config import build, choices, coerce, compose, groups, split_ove
 from claw_train.distill import DistillConfig
 from claw_train.judge import JudgeConfig
 from claw_train.learner import LearnerConfig
+from claw_train.live.config import LiveConfig
 from claw_train.loop import LoopConfig
 from claw_train.method import MethodConfig
 from claw_train.metrics import WandbMode
@@ -154,6 +155,8 @@ class EvalConfig:
 
     before: bool = True
     """Evaluate the start as well."""
+    after: bool = True
+    """Evaluate what was learnt."""
     tasks: int | None = None
     """How many held-out tasks, evenly over families; None: all."""
     slots: int = 32
@@ -176,6 +179,8 @@ class RunConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
+    live: LiveConfig | None = None
+    """How it is served while it learns (env=live); None: the world is an environment."""
     temperature: float = 1.0
     """At which episodes are sampled for training."""
     cloning_only: bool = False
@@ -193,6 +198,11 @@ class RunConfig:
     wandb_project: str = "claw"
     chosen: tuple[str, ...] = ()
     """The words of the command line that made this run; a resume composes them again."""
+
+    @property
+    def world_name(self) -> str:
+        """What was given as env=…; a live run's policy was warm-started on `env.name`."""
+        return self.env.name if self.live is None else "live"
 
     @property
     def method_name(self) -> str:

@@ -31,6 +31,7 @@ from claw_train.checkpoint import TEACHER, Checkpoint, Checkpoints
 from claw_train.config import groups, plain
 from claw_train.credit import make_credit
 from claw_train.journal import Journal
+from claw_train.live.stage import Live, make_publisher, serve
 from claw_train.loop import Loop, LoopResult
 from claw_train.metrics import JsonlSink, Row, Sink, Sinks, WandbSink, read_rows
 from claw_train.publish import Publisher
@@ -59,7 +60,7 @@ class Job:
 async def execute(job: Job, brain: MakeBrain) -> int:
     """The job, from warm start to closing page; returns the exit code."""
     budget = job.config.loop.budget_s
-    title = f"claw · {job.config.env.name} · {job.config.method_name} · {job.folder}"
+    title = f"claw · {job.config.world_name} · {job.config.method_name} · {job.folder}"
     with make_view(job.config.view, title, budget) as view, _logged(job.folder, view), Interrupts() as interrupts:
         run = Run(job, view, interrupts)
         try:
@@ -183,6 +184,7 @@ class Run:
         self.counts: Mapping[str, float] = {}
         self.failure: CheckpointError | None = None
         self.phases: dict[str, float] = {}
+        self._listeners: list[Callable[[Row], None]] = []
         sinks: list[Sink] = [JsonlSink(self.folder / "metrics.jsonl")]
         if self.config.wandb != "off":
             sinks.append(WandbSink(self.config.wandb, self.config.wandb_project, self.folder, plain(self.config)))
@@ -205,7 +207,9 @@ class Run:
     async def go(self, brain: MakeBrain) -> None:
         """Warm start, evaluation, learning, evaluation."""
         async with AsyncExitStack() as stack:
-            sandboxes = make_backend(self.config.env, self.config.sandbox)
+            sandboxes = None
+            if self.config.live is None or self._evaluates:
+                sandboxes = make_backend(self.config.env, self.config.sandbox)
             if sandboxes is not None:
                 stack.callback(sandboxes.close)
             if self.config.cloning_only:
@@ -213,9 +217,15 @@ class Run:
             else:
                 evaluate = await self._learn_from(brain, stack, sandboxes)
             self.learnt = True
+            if not self.config.evaluation.after:
+                return
             with self.phase("evaluation of what was learnt"):
                 self.after = await evaluate()
                 save_evaluation(self.after, self.folder / "evaluations" / "after.json")
+
+    @property
+    def _evaluates(self) -> bool:
+        return self.config.evaluation.before or self.config.evaluation.after
 
     async def _learn_from(self, brain: MakeBrain, stack: AsyncExitStack, sandboxes: Sandboxes | None) -> Evaluate:
         with self.phase("warm start"):
@@ -289,25 +299,33 @@ class Run:
         journal = Journal(self.folder / "journal.db")
         manager = RolloutManager(make_env, mind.policy, mind.renderer, params, config.rollout, name=config.env.name)
         with self.phase("learning"), contextlib.closing(journal):
-            async with manager:
+            async with manager, AsyncExitStack() as stack:
+                publisher = Publisher(mind.learner, mind.engines)
+                if config.live is not None:
+                    publisher = await make_publisher(config, self.folder, mind, journal, stack)
                 loop = Loop(
                     config.loop,
                     rollouts=manager,
-                    tasks=[t.id for t in tasks],
+                    tasks=[t.id for t in tasks] if config.live is None else [],
                     scorer=mind.scoring,
                     credit=make_credit(config.method, temperature=config.temperature),
                     learner=mind.learner,
-                    publisher=Publisher(mind.learner, mind.engines),
+                    publisher=publisher,
                     journal=journal,
                     checkpoints=keeper,
                     seed=config.seed,
+                    turn_scorer=mind.scoring,
                     on_row=self._row,
                 )
                 if (checkpoint := keeper.store.latest()) is not None:
                     await self._restore(checkpoint, mind, loop, keeper)
                 self.result = replace(self.result, version=mind.learner.version, totals=loop.totals)
-                self.interrupts.first = lambda: self._stop(loop)
-                self.result = await loop.run()
+                if config.live is None:
+                    self.interrupts.first = lambda: self._stop(loop)
+                    self.result = await loop.run()
+                else:
+                    live = Live(config, self.folder, mind, loop, journal, publisher)
+                    self.result = await self._serve(live, keeper)
         self.interrupts.first = None
         self.counts, self.failure = keeper.counts(), keeper.failure
 
@@ -320,6 +338,16 @@ class Run:
         keeper.earlier = state.get("signals", {})
         self.view.say(f"going on from step {checkpoint.step}")
 
+    async def _serve(self, live: Live, keeper: Keeper) -> LoopResult:
+        asked = asyncio.Event()
+
+        def stop() -> None:
+            self.view.say("Stopping: requests at work are answered first (Ctrl-C again stops at once).")
+            asked.set()
+
+        self.interrupts.first = stop
+        return await serve(live, say=self.view.say, asked_to_stop=asked, on_row=self._listeners, counts=keeper.counts)
+
     def _stop(self, loop: Loop) -> None:
         self.view.say("Stopping: one more checkpoint and evaluation (Ctrl-C again stops at once).")
         loop.stop()
@@ -327,6 +355,8 @@ class Run:
     def _row(self, row: Row) -> None:
         self.sinks.write(row)
         self.view.row(row)
+        for listener in self._listeners:
+            listener(row)
 
     def conclude(self) -> int:
         """The summary is written and shown; returns the exit code."""

@@ -1,0 +1,61 @@
+"""`python -m claw_train.forget RUN SESSION`: a session and its forks are deleted from a run's journal, serving or not.
+
+SESSION is what the server calls it: user:name (the user is "local" where the server has no keys). What was trained on its
+turns stays in the weights; `claw_train.rollback` goes back before them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sqlite3
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from claw_envs.errors import ClawError, ConfigError
+from claw_train.journal import Journal
+from claw_train.live.control import ask
+from claw_train.runs import find_run, locked
+
+
+def forget(run: Path, session: str) -> list[Mapping[str, Any]]:
+    """One row per deleted episode: id, turns, and how many of them were trained. Raises ConfigError where there is none."""
+    answer = ask(run, do="forget", session=session)
+    if answer is not None:
+        return list(answer["deleted"])
+    rows = []
+    with locked(run), closing(Journal(run / "journal.db")) as journal:
+        for id in journal.ids(session):
+            fates = journal.fates(id).values()
+            rows.append({"id": id, "turns": len(fates), "trained": sum(f.startswith("trained") for f in fates)})
+            journal.forget(id)
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m claw_train.forget", description=__doc__)
+    parser.add_argument("run", type=Path, help="the run's directory, for example runs/latest")
+    parser.add_argument("session", help="the session's id, for example local:3f2a90c1d2e4")
+    given = parser.parse_args(argv)
+    try:
+        rows = forget(find_run(given.run), given.session)
+        if not rows:
+            raise ConfigError(
+                f"{given.run} has no session {given.session!r}; the status page and the journal name them"
+            )
+    except ConfigError as error:
+        print(f"claw: {error}", file=sys.stderr)
+        return 2
+    except (ClawError, OSError, sqlite3.Error) as error:
+        print(f"claw: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    for row in rows:
+        print(f"{row['id']}: {row['turns']} turns deleted, {row['trained']} of which had been trained")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""A door into a run that serves, for its owner only: one JSON line in, one out, over a Unix socket in the run's directory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from claw_envs.errors import ConfigError
+
+SOCKET = "control.sock"
+Action = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
+
+
+class Control:
+    """The run's side. `actions` by the name that a caller gives in "do"."""
+
+    def __init__(self, run: Path, actions: Mapping[str, Action]) -> None:
+        self._path = run / SOCKET
+        self._actions = actions
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """It listens; a socket that a killed life left behind is taken over."""
+        self._path.unlink(missing_ok=True)
+        # A socket's path may hold about 100 characters; through the directory's descriptor it is always short.
+        self._server = await asyncio.start_unix_server(self._serve, sock=_bound(self._path))
+
+    async def close(self) -> None:
+        """It is gone. Idempotent."""
+        if self._server is not None:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+            self._server = None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            asked = json.loads(await reader.readline())
+            action = self._actions.get(asked.get("do", ""))
+            if action is None:
+                answer: Mapping[str, Any] = {"error": f"there are: {', '.join(self._actions)}"}
+            else:
+                answer = await action(asked)
+        except (ValueError, ConfigError) as error:
+            answer = {"error": str(error)}
+        writer.write(json.dumps(answer).encode() + b"\n")
+        await writer.drain()
+        writer.close()
+
+
+def ask(run: Path, **asked: Any) -> Mapping[str, Any] | None:
+    """What a run that serves answers; None where it does not. Raises ConfigError with what went wrong there."""
+    import os
+
+    path = run / SOCKET
+    if not path.exists():
+        return None
+    folder = os.open(run, os.O_PATH)
+    try:
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(f"/proc/self/fd/{folder}/{SOCKET}")
+            s.sendall(json.dumps(asked).encode() + b"\n")
+            answer = json.loads(s.makefile().readline() or "{}")
+    except OSError:
+        return None
+    finally:
+        os.close(folder)
+    if "error" in answer:
+        raise ConfigError(str(answer["error"]))
+    return answer
+
+
+def _bound(path: Path) -> socket.socket:
+    import os
+
+    folder = os.open(path.parent, os.O_PATH)
+    try:
+        s = socket.socket(socket.AF_UNIX)
+        s.bind(f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)
+    path.chmod(0o600)
+    s.setblocking(False)
+    return s

@@ -1,0 +1,153 @@
+"""A candidate's examination: a fixed regression set, played greedily on an engine of its own, before everybody is served with it.
+
+    learner.step ─▶ GatedPublisher.publish ──every k versions──▶ candidate engine ─▶ share of cases that pass
+                          │ good enough: kept as the last good one, published
+                          └ worse: the learner goes back to the last good one, the turns since are dropped as rolled_back
+
+Knows no server and no loop; whoever publishes is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import shutil
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from claw_agents.policy import Policy, SamplingParams
+from claw_agents.render import Renderer
+from claw_envs.errors import ConfigError
+from claw_envs.messages import Message, Observation
+from claw_train.live.config import GateConfig
+from claw_train.publish import Engine, Publisher
+from claw_train.types import Learner, Weights
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A request, and what its first reply must be like."""
+
+    messages: Observation
+    must: tuple[re.Pattern[str], ...] = ()
+    """Each must occur in the reply; a call counts as its name and arguments."""
+    must_not: tuple[re.Pattern[str], ...] = ()
+    """None may occur."""
+    max_chars: int = 0
+    """Longest reply; 0: any."""
+
+    def passes(self, reply: Message) -> bool:
+        """Whether `reply` is as it must be."""
+        text = reply.text + "".join(f"\n{c.name} {json.dumps(_plain(c.arguments))}" for c in reply.tool_calls)
+        return (
+            all(p.search(text) for p in self.must)
+            and not any(p.search(text) for p in self.must_not)
+            and (not self.max_chars or len(text) <= self.max_chars)
+        )
+
+
+def read_cases(path: Path) -> list[Case]:
+    """The cases of a file. Raises ConfigError naming the line."""
+    out: list[Case] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            messages = tuple(Message(m["role"], m["content"]) for m in row["messages"])
+            patterns = [tuple(re.compile(p, re.IGNORECASE) for p in row.get(n, ())) for n in ("must", "must_not")]
+            out.append(Case(messages, *patterns, int(row.get("max_chars", 0))))
+        except (ValueError, KeyError, TypeError, re.error) as error:
+            raise ConfigError(f"{path}, line {number} is no case: {error!r}; see docs/live.md") from None
+    if not out:
+        raise ConfigError(f"{path} holds no case; a gate needs at least one")
+    return out
+
+
+class Examiner:
+    """How many cases some weights pass."""
+
+    def __init__(self, cases: Sequence[Case], policy: Policy, renderer: Renderer, max_tokens: int) -> None:
+        self._cases = cases
+        self._policy = policy
+        self._renderer = renderer
+        self._params = SamplingParams(temperature=0.0, max_tokens=max_tokens, stop_tokens=renderer.stop_tokens)
+
+    async def share(self) -> float:
+        """The share of cases whose greedy reply passes."""
+        passed = await asyncio.gather(*(self._one(case) for case in self._cases))
+        return sum(passed) / len(passed)
+
+    async def _one(self, case: Case) -> bool:
+        prompt = self._renderer.begin((), case.messages)
+        return case.passes(self._renderer.parse(await self._policy.generate(prompt, self._params)))
+
+
+class GatedPublisher(Publisher):
+    """A publisher that lets pass what is good enough. The learner's version goes back with it when it is not."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        engines: Sequence[Engine],
+        candidate: Engine,
+        share: Callable[[], Awaitable[float]],
+        folder: Path,
+        config: GateConfig,
+        on_rollback: Callable[[int], int],
+    ) -> None:
+        """`candidate` gets the weights before `share` is asked; `on_rollback` is told the version to which training went
+        back, and says how many turns that cost. The last good learner is kept in `folder`."""
+        super().__init__(learner, engines)
+        self.rollbacks = 0
+        self.last_share: float | None = None
+        self._candidate = candidate
+        self._share = share
+        self._folder = folder
+        self._config = config
+        self._on_rollback = on_rollback
+        self._best = 0.0
+        self._good: int | None = None
+
+    async def publish(self) -> int:
+        """As `Publisher.publish`; the version may be an older one than the learner had."""
+        version = self._learner.version
+        if self._good is None or not 0 <= version - self._good < self._config.every:
+            await self._examine(version)
+        return await super().publish()
+
+    async def _examine(self, version: int) -> None:
+        weights: Weights = await self._learner.weights()
+        await self._candidate.load(weights)
+        share = self.last_share = await self._share()
+        if self._good is not None and share < self._best - self._config.tolerance:
+            self.rollbacks += 1
+            await self._learner.load(self._folder / f"good-{self._good}")
+            turns = self._on_rollback(self._good)
+            log.warning(
+                "version %d passes %.0f %% of the cases, the best before it %.0f %%: back to version %d, %d turns given up",
+                version, 100 * share, 100 * self._best, self._good, turns,
+            )  # fmt: skip
+            return
+        self._best = max(self._best, share)
+        await self._keep(version)
+
+    async def _keep(self, version: int) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        target = self._folder / f"good-{version}"
+        if not target.exists():
+            await self._learner.save(target)
+        self._good = version
+        for old in self._folder.glob("good-*"):
+            if old != target:
+                shutil.rmtree(old)
+
+
+def _plain(arguments: Any) -> Any:
+    return arguments if isinstance(arguments, str) else dict(arguments)

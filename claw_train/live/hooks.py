@@ -1,0 +1,183 @@
+"""What people say of turns and sessions on purpose, and what they may ask to be deleted: the server's `Hooks`, learning side.
+
+    POST /v1/feedback   {"turn_id" | "session_id", "rating", "text", "edit"}            a turn: overrides the judge
+                        {"session_id", "outcome", "success", "group_id", "group_size"}  a session: its outcome
+    DELETE /v1/sessions/ID
+
+Nobody reaches another user's sessions; that they exist is not even said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from claw_agents.completions import split_turn_id
+from claw_agents.keys import User
+from claw_agents.redact import Redactor
+from claw_agents.session import Session, Sessions
+from claw_agents.status_page import page
+from claw_agents.trajectory import Trajectory
+from claw_agents.wire import WireError
+from claw_envs.env import Grade
+from claw_train.live.sink import LearningSink
+
+_WORDS = {"up": 1.0, "down": -1.0, "good": 1.0, "bad": -1.0, "neutral": 0.0}
+_KNOWN = {
+    "turn_id", "session_id", "rating", "text", "edit", "outcome", "success", "group_id", "group_size", "report", "turn",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What feedback is about: an episode, going on (`session`) or over, and one of its turns."""
+
+    trajectory: Trajectory
+    session: Session | None
+    turn: int
+
+
+class LiveHooks:
+    """See the module."""
+
+    def __init__(
+        self, sessions: Sessions, sink: LearningSink, redactor: Redactor, status: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        self._sessions = sessions
+        self._sink = sink
+        self._redactor = redactor
+        self._status = status
+
+    def status(self) -> Mapping[str, Any]:
+        return self._status()
+
+    def page(self) -> bytes:
+        return page()
+
+    async def feedback(self, user: User, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See `claw_agents.server.Hooks`."""
+        if unknown := set(data) - _KNOWN:
+            raise WireError(f"{', '.join(sorted(unknown))}: no such field; there are: {', '.join(sorted(_KNOWN))}")
+        target = self._find(user, data)
+        if data.get("outcome") is not None or data.get("success") is not None:
+            return self._outcome(target, data)
+        row = self._row(target, data)
+        return self._said(target, row)
+
+    async def forget(self, user: User, session: str) -> Mapping[str, Any]:
+        """See `claw_agents.server.Hooks`."""
+        found = self.delete(self._full_id(user, session))
+        if not found:
+            raise _unknown("session", session)
+        return {"deleted": found, "note": "what was trained on a turn stays in the weights; roll back to undo it"}
+
+    def delete(self, id: str) -> list[Mapping[str, Any]]:
+        """A session and its forks are gone, from memory and from the journal; returns one row each."""
+        going_on = [s for s in self._sessions.all() if s.id == id or s.id.startswith(f"{id}~")]
+        for session in going_on:
+            self._sessions.discard(session)
+        ids = {*self._sink.ids(id), *(s.id for s in going_on)}
+        return [self._sink.forget(i) for i in sorted(ids)]
+
+    # Parts
+
+    def _said(self, target: _Target, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A turn's feedback is on record, and counts: now, when its next state comes, or no more."""
+        answer = {"turn_id": f"{target.trajectory.id}-{target.turn}", "rating": row["rating"]}
+        if target.session is not None:
+            target.session.feedback.append(dict(row))
+            if target.trajectory.turns[target.turn].next_state is None:
+                self._sink.record(target.session.trajectory())
+                return {**answer, "counts": "when the turn is answered, or its session ends"}
+            trajectory = target.session.trajectory()
+        else:
+            said = [*target.trajectory.info.get("feedback", ()), dict(row)]
+            trajectory = replace(target.trajectory, info={**target.trajectory.info, "feedback": said})
+        done = self._sink.revise(trajectory, target.turn)
+        return {**answer, "counts": "now" if done else "no more: the turn is settled (trained, or never to be trained)"}
+
+    def _row(self, target: _Target, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The entry of `info["feedback"]`. An edited reply is a hint, and says that the reply was to be changed."""
+        rating, text, edit = _rating(data.get("rating")), _text(data, "text"), _text(data, "edit")
+        if rating is None and not text and not edit:
+            raise WireError("feedback says nothing; give a rating (-1 to 1, up or down), a text, or an edit")
+        if edit and edit.strip() != target.trajectory.turns[target.turn].action.text.strip():
+            rating = -1.0 if rating is None else rating
+            text = f"{text} " if text else ""
+            text = f"{text}It should have been: {edit.strip()}"
+        return {"turn": target.turn, "rating": rating, "text": self._redactor.clean(text)}
+
+    def _outcome(self, target: _Target, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        outcome, success = data.get("outcome"), data.get("success")
+        if outcome is None:
+            outcome = 1.0 if success else -1.0
+        if not isinstance(outcome, int | float) or isinstance(outcome, bool) or not math.isfinite(outcome):
+            raise WireError(f"outcome is {outcome!r}; it must be a number", param="outcome")
+        size = data.get("group_size")
+        if size is not None and (not isinstance(size, int) or size < 2):
+            raise WireError(f"group_size is {size!r}; it must be a whole number from 2 on", param="group_size")
+        group = str(data.get("group_id") or target.trajectory.info.get("group_id") or "")
+        if not group:
+            raise WireError("an outcome needs a group_id: it counts by comparison with its siblings", param="group_id")
+        if target.session is not None:
+            self._sessions.discard(target.session)
+        grade = Grade(bool(outcome > 0 if success is None else success), float(outcome), _text(data, "report"))
+        left = self._sink.report(target.trajectory, grade, group[:64], size)
+        return {"session_id": target.trajectory.id, "group_id": group, "awaited": left}
+
+    def _find(self, user: User, data: Mapping[str, Any]) -> _Target:
+        if (named := data.get("turn_id")) is not None:
+            parts = split_turn_id(str(named))
+            if parts is None:
+                raise _unknown("turn", str(named))
+            id, turn = self._full_id(user, parts[0]), parts[1]
+        elif (named := data.get("session_id")) is not None:
+            id, turn = self._newest(self._full_id(user, str(named))), data.get("turn")
+        else:
+            raise WireError("feedback needs a turn_id or a session_id")
+        session = self._sessions.get(id)
+        trajectory = session.trajectory() if session is not None else self._sink.find(id)
+        if trajectory is None or not trajectory.turns:
+            raise _unknown("turn" if "turn_id" in data else "session", str(named))
+        turn = len(trajectory.turns) - 1 if turn is None else turn
+        if not isinstance(turn, int) or not 0 <= turn < len(trajectory.turns):
+            raise _unknown("turn", str(turn))
+        return _Target(trajectory, session, turn)
+
+    def _newest(self, id: str) -> str:
+        """Of a session's forks, the one that was spoken to last."""
+        going_on = [s for s in self._sessions.all() if s.id == id or s.id.startswith(f"{id}~")]
+        return going_on[-1].id if going_on else id
+
+    def _full_id(self, user: User, id: str) -> str:
+        """A session's id with its user's name before it. Only administrators may name another's."""
+        if ":" not in id:
+            return f"{user.name}:{id}"
+        if not user.admin and not id.startswith(f"{user.name}:"):
+            raise _unknown("session", id)
+        return id
+
+
+def _unknown(what: str, id: str) -> WireError:
+    return WireError(f"no {what} {id[:120]!r} is known", status=404, code="not_found")
+
+
+def _rating(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and value.lower() in _WORDS:
+        return _WORDS[value.lower()]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1 <= value <= 1:
+        raise WireError(f"rating is {value!r}; it must lie between -1 and 1, or be up or down", param="rating")
+    return float(value)
+
+
+def _text(data: Mapping[str, Any], name: str) -> str:
+    value = data.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str) or len(value) > 20_000:
+        raise WireError(f"{name} must be a text of at most 20000 characters", param=name)
+    return value

@@ -1,0 +1,76 @@
+"""Which live turns may be trained, by fixed rules, and what is kept of them: pure functions over trajectories.
+
+A turn is served whatever the rules say; what they refuse is recorded, dropped for its reason, and counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from claw_agents.redact import Redactor
+from claw_agents.trajectory import Generation, Prompt, Trajectory, Turn
+from claw_envs.messages import Message
+
+GREEDY = "greedy"
+"""Sampled at temperature 0: its log-probs are of no distribution that was sampled from."""
+TRUNCATED = "truncated_sampling"
+"""Sampled with top_p or top_k: what was cut away had probability 0, which the recorded log-probs do not say."""
+COLD = "cold"
+"""Sampled at a temperature above 0 and below `min_temperature`."""
+ABORTED = "aborted"
+"""The client went away in mid-reply: nobody has read the whole of it."""
+REDACTED = "redacted"
+"""Secrets or personal data were taken out of it, or of what came before it."""
+UNANSWERED = "unanswered"
+"""Its session ended and nobody had answered it."""
+ROLLED_BACK = "rolled_back"
+"""It had been trained, and the weights that came of it were given up."""
+REVISABLE = ("unjudged", "no_teacher", "no_signal", "ungraded", UNANSWERED)
+"""Reasons that explicit feedback overrules."""
+
+
+def untrainable(generation: Generation, min_temperature: float) -> str | None:
+    """Why a generation is not trained; None where it may be."""
+    if generation.finish == "abort":
+        return ABORTED
+    if not generation.trainable:
+        return GREEDY if generation.temperature is None else TRUNCATED
+    if generation.temperature is not None and generation.temperature < min_temperature:
+        return COLD
+    return None
+
+
+def redacted(trajectory: Trajectory, redactor: Redactor) -> tuple[Trajectory, frozenset[int]]:
+    """What may be kept of an episode, and the turns of which something was taken out.
+
+    Such a turn loses its tokens, which would spell what its messages no longer do; the same object comes back where all is
+    clean.
+    """
+    turns = [_clean_turn(t, redactor) for t in trajectory.turns]
+    dirty = frozenset(i for i, (a, b) in enumerate(zip(turns, trajectory.turns, strict=True)) if a is not b)
+    return (replace(trajectory, turns=tuple(turns)), dirty) if dirty else (trajectory, dirty)
+
+
+def _clean_turn(turn: Turn, r: Redactor) -> Turn:
+    prompt = turn.prompt
+    messages = _clean(prompt.messages, r)
+    tools = tuple(replace(t, description=r.clean(t.description)) for t in prompt.tools)
+    observation, action = _clean(turn.observation, r), _clean((turn.action,), r)[0]
+    next_state = None if turn.next_state is None else _clean(turn.next_state, r)
+    before = (prompt.messages, prompt.tools, turn.observation, turn.action, turn.next_state)
+    if (messages, tools, observation, action, next_state) == before:
+        return turn
+    g = turn.generation
+    empty = Generation((), (), g.policy_version, g.finish, trainable=False, temperature=g.temperature)
+    kept = Prompt((), messages, tools, prompt.images, prompt.forked)
+    return Turn(observation, kept, empty, action, next_state, turn.reward)
+
+
+def _clean(messages: tuple[Message, ...], r: Redactor) -> tuple[Message, ...]:
+    return tuple(_clean_message(m, r) for m in messages)
+
+
+def _clean_message(m: Message, r: Redactor) -> Message:
+    text = r.clean(m.text)
+    calls = tuple(replace(c, arguments=r.clean_value(c.arguments)) for c in m.tool_calls)
+    return m if text == m.text and calls == m.tool_calls else replace(m, text=text, tool_calls=calls)

@@ -1,0 +1,200 @@
+"""From a server's finished turns to the loop: what may be kept is recorded, what may be trained is offered.
+
+    Sessions ──replied──▶ record (queued, unanswered)        ──answered──▶ record, offer: judged, hinted, trained
+             ──ended────▶ the last turn was not answered: dropped, unless feedback says something of it
+    sessions of an announced group (X-Group-Id) wait for their outcome, and are credited like siblings of a rollout
+
+Everything is redacted before it is recorded, judged or trained. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from claw_agents.redact import Redactor
+from claw_agents.session import Session
+from claw_agents.trajectory import Stop, Trajectory
+from claw_envs.env import Grade
+from claw_train.journal import Journal
+from claw_train.live.config import LiveConfig
+from claw_train.live.rules import REDACTED, REVISABLE, UNANSWERED, redacted, untrainable
+from claw_train.loop import Loop
+from claw_train.score import feedback_of
+
+
+@dataclass(slots=True)
+class _Group:
+    """Outcomes that came so far."""
+
+    size: int
+    since: float
+    members: dict[str, Trajectory] = field(default_factory=dict)
+
+
+class LearningSink:
+    """The sink of a server whose policy learns. One thread: the loop's."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        journal: Journal,
+        redactor: Redactor,
+        config: LiveConfig,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        """Turns by what became of them here: offered, or a reason for not being trained."""
+        self._loop = loop
+        self._journal = journal
+        self._redactor = redactor
+        self._config = config
+        self._clock = clock
+        self._groups: dict[str, _Group] = {}
+        self._held: dict[str, tuple[float, Trajectory]] = {}
+
+    # Sink
+
+    def opened(self, session: Session) -> None:
+        pass
+
+    def replied(self, session: Session, turn: int) -> None:
+        if turn == 0:
+            self._loop.opened(session.id, session.recorder.task_id)
+        self.record(session.trajectory())
+
+    def answered(self, session: Session, turn: int) -> None:
+        trajectory = self.record(session.trajectory())
+        if not session.group:
+            self._offer(trajectory, turn)
+
+    def ended(self, session: Session) -> None:
+        if not session.turns:
+            return
+        trajectory = self.record(session.trajectory())
+        if session.group and trajectory.grade is None:
+            self._held[trajectory.id] = (self._clock(), trajectory)
+        elif not session.group:
+            self._settle_last(trajectory)
+
+    # Feedback
+
+    def record(self, trajectory: Trajectory) -> Trajectory:
+        """The episode is on record as far as it may be kept; what may never be trained is dropped for its reason."""
+        kept, dirty = redacted(trajectory, self._redactor)
+        self._loop.record(kept)
+        drops: dict[tuple[str, int], str] = {}
+        for i in self._journal.queued(kept.id):
+            reason = REDACTED if i in dirty else untrainable(kept.turns[i].generation, self._config.min_temperature)
+            if reason is not None:
+                drops[kept.id, i] = reason
+        if drops:
+            self._loop.drop(drops)
+            self.counts.update(drops.values())
+        return kept
+
+    def find(self, id: str) -> Trajectory | None:
+        """An episode on record."""
+        return self._journal.trajectory(id) if self._journal.has(id) else None
+
+    def ids(self, base: str) -> list[str]:
+        """Ids on record of a session and its forks."""
+        return self._journal.ids(base)
+
+    def revise(self, trajectory: Trajectory, turn: int) -> bool:
+        """A person said something of a turn that need not be answered any more; False: it is too late."""
+        kept = self.record(trajectory)
+        done = self._loop.revise(kept, turn, REVISABLE)
+        self.counts["revised" if done else "feedback_late"] += 1
+        return done
+
+    def report(self, trajectory: Trajectory, grade: Grade, group: str, size: int | None) -> int:
+        """A session ended with this outcome; it waits for its siblings. Returns how many of them are still awaited."""
+        id = trajectory.id
+        self._held.pop(id, None)
+        kept = self.record(
+            replace(trajectory, grade=grade, stop=Stop.TERMINATED, info={**trajectory.info, "group_id": group})
+        )
+        key = f"{trajectory.info.get('user', '')}:{group}"
+        entry = self._groups.setdefault(key, _Group(size or self._config.group_size, self._clock()))
+        entry.size = size or entry.size
+        entry.members[id] = kept
+        self.counts["reported"] += 1
+        left = entry.size - len(entry.members)
+        if left <= 0:
+            self._close_group(key)
+        return max(0, left)
+
+    # Time and life
+
+    def sweep(self) -> None:
+        """Groups that were waited for long enough are credited as they are; sessions without an outcome by their turns."""
+        now, wait = self._clock(), self._config.group_wait_s
+        for key in [k for k, g in self._groups.items() if now - g.since >= wait]:
+            self._close_group(key)
+        for id in [i for i, (since, _) in self._held.items() if now - since >= wait]:
+            self._release(self._held.pop(id)[1])
+
+    def restore(self) -> list[Trajectory]:
+        """What an earlier life left: announced groups wait on; returns the sessions that wait for an answer."""
+        going_on: list[Trajectory] = []
+        for opened in self._journal.open_groups():
+            if opened.plan.seeds or opened.plan.id not in (t.id for t in opened.finished.values()):
+                continue
+            for t in opened.finished.values():
+                if t.grade is not None and t.info.get("group_id"):
+                    self.report(t, t.grade, str(t.info["group_id"]), None)
+                elif t.turns[-1].next_state is None:
+                    going_on.append(t)
+                elif t.info.get("group_id"):
+                    self._held[t.id] = (self._clock(), t)
+        return going_on
+
+    def forget(self, id: str) -> Mapping[str, Any]:
+        """The episode is deleted, whatever was said of it; what was trained on it stays in the weights."""
+        fates = self._journal.fates(id)
+        self._loop.withdraw(id)
+        self._held.pop(id, None)
+        for group in self._groups.values():
+            group.members.pop(id, None)
+        self._journal.forget(id)
+        return {"id": id, "turns": len(fates), "trained": sum(f.startswith("trained") for f in fates.values())}
+
+    # Parts
+
+    def _offer(self, trajectory: Trajectory, turn: int) -> None:
+        if turn in self._journal.queued(trajectory.id):
+            self.counts["offered"] += 1
+            self._loop.offer(trajectory, turn)
+
+    def _settle_last(self, trajectory: Trajectory) -> None:
+        """The last turn of a session that is over: nobody answered it, but there may be feedback."""
+        last = len(trajectory.turns) - 1
+        if trajectory.turns[last].next_state is not None or last not in self._journal.queued(trajectory.id):
+            return
+        if last in feedback_of(trajectory):
+            self._offer(trajectory, last)
+        else:
+            self._loop.drop({(trajectory.id, last): UNANSWERED})
+            self.counts[UNANSWERED] += 1
+
+    def _release(self, trajectory: Trajectory) -> None:
+        for turn in self._journal.queued(trajectory.id):
+            if trajectory.turns[turn].next_state is not None:
+                self._offer(trajectory, turn)
+        self._settle_last(trajectory)
+
+    def _close_group(self, key: str) -> None:
+        group = self._groups.pop(key)
+        members = list(group.members.values())
+        if len(members) > 1:
+            number = self.counts["groups"]
+            self.counts["groups"] += 1
+            self._loop.offer_group(f"{key}#{int(time.time())}.{number}", members[0].task_id, members)
+        else:
+            for trajectory in members:
+                self._release(trajectory)
