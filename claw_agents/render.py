@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from claw_agents.trajectory import Generation, Prompt
 from claw_envs.errors import ConfigError
 from claw_envs.messages import Action, Message, Observation, Tool, assistant
+
+if TYPE_CHECKING:
+    from claw_agents.eyes import Eyes
 
 
 @runtime_checkable
@@ -63,8 +66,8 @@ class MessageRenderer:
         return generation.message if generation.message is not None else assistant("")
 
 
-def renderer_for(tokenizer: Any, **options: Any) -> Renderer:
-    """The renderer of a Hugging Face tokenizer's family; `options` go to its chat template.
+def renderer_for(tokenizer: Any, *, eyes: Eyes | None = None, **options: Any) -> Renderer:
+    """The renderer of a Hugging Face tokenizer's family; `eyes` are those of its model, `options` go to its chat template.
 
     Raises ConfigError where the tokenizer has neither our compact format nor a chat template.
     """
@@ -74,7 +77,7 @@ def renderer_for(tokenizer: Any, **options: Any) -> Renderer:
     if all(name in tokenizer.get_added_vocab() for name in SPECIALS):
         return NanoRenderer(tokenizer)
     try:
-        return ChatTemplateRenderer(tokenizer, **options)
+        return ChatTemplateRenderer(tokenizer, eyes=eyes, **options)
     except ValueError as error:
         raise ConfigError(f"no renderer fits: {error}; give a policy whose tokenizer has a chat template") from error
 

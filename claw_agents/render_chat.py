@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from claw_agents.eyes import Eyes
 from claw_agents.render import images_of
 from claw_agents.render_compact import arguments_of
 from claw_agents.trajectory import Generation, Prompt
@@ -31,13 +32,17 @@ _TOOLS_TEXT = (
 class ChatTemplateRenderer:
     """Messages and tokens of one tokenizer with a chat template.
 
-    `options` go to the template (`enable_thinking=False`, say). Raises ValueError where there is no template.
+    With `eyes` images stand in the prompt as placeholder tokens, the latest `keep_images` of them (0: all); dropping an earlier
+    one forks the prompt. Without eyes images are left out. `options` go to the template (`enable_thinking=False`, say).
+    Raises ValueError where there is no template.
     """
 
-    def __init__(self, tokenizer: Any, **options: Any) -> None:
+    def __init__(self, tokenizer: Any, *, eyes: Eyes | None = None, keep_images: int = 0, **options: Any) -> None:
         if not tokenizer.chat_template:
             raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no chat template; a renderer needs one")
         self.tokenizer = tokenizer
+        self._eyes = eyes
+        self._keep_images = keep_images
         self._options = options
         self._knows_tools = "tools" in str(tokenizer.chat_template)
         added = tokenizer.get_added_vocab()
@@ -54,19 +59,21 @@ class ChatTemplateRenderer:
 
     def begin(self, tools: Sequence[Tool], observation: Observation) -> Prompt:
         """The prompt of the first turn."""
-        tokens = self._encode(self._render(observation, tools))
-        return Prompt(tokens, observation, tuple(tools), images_of(observation))
+        images = images_of(self._shown(observation))
+        tokens = self._encode(self._render(observation, tools), images)
+        return Prompt(tokens, observation, tuple(tools), images)
 
     def extend(self, prompt: Prompt, generation: Generation, action: Action, observation: Observation) -> Prompt:
         """The prompt of the next turn; `forked` where the template does not keep what was said before as it was."""
         messages = (*prompt.messages, action, *observation)
         whole = self._render(messages, prompt.tools)
-        after = replace(prompt, messages=messages, images=prompt.images + images_of(observation), forked=False)
+        images = images_of(self._shown(messages))
+        after = replace(prompt, messages=messages, images=images, forked=False)
         added = self._added(self._render(prompt.messages, prompt.tools), whole, action)
         if added is None:
-            return replace(after, tokens=self._encode(whole), forked=True)
+            return replace(after, tokens=self._encode(whole, images), forked=True)
         ended = generation.tokens[-1:] and generation.tokens[-1] in self.stop_tokens
-        new = self._encode(added if ended else self._end + added)
+        new = self._encode(added if ended else self._end + added, images[len(prompt.images) :])
         return replace(after, tokens=prompt.tokens + generation.tokens + new)
 
     def parse(self, generation: Generation) -> Action:
@@ -111,10 +118,22 @@ class ChatTemplateRenderer:
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Tool], *, reply: bool = True) -> str:
         """The conversation as the template writes it, with spelt-out special tokens of messages hidden behind marks."""
-        safe = [self._safe(m) for m in messages]
+        safe = [self._safe(m) for m in self._shown(messages)]
         if tools and not self._knows_tools:
             return self._apply(_plain(_with_tools_as_text(safe, tools)), (), reply=reply)
         return self._apply(_plain(safe), tools, reply=reply)
+
+    def _shown(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages with the images that the policy is shown."""
+        if self._eyes is not None and not self._keep_images:
+            return list(messages)
+        left = 0 if self._eyes is None else self._keep_images
+        out: list[Message] = []
+        for m in reversed(messages):
+            kept = m.images[max(0, len(m.images) - left) :] if left else ()
+            left -= len(kept)
+            out.append(replace(m, images=kept) if m.images else m)
+        return out[::-1]
 
     def _apply(self, rows: list[dict[str, Any]], tools: Sequence[Tool], *, reply: bool) -> str:
         described = [
@@ -141,14 +160,14 @@ class ChatTemplateRenderer:
             return text
         return tokens.sub(lambda m: f"{self._mark}{m.group().encode().hex()}\ue001", text)
 
-    def _encode(self, text: str) -> tuple[int, ...]:
-        """Ids of rendered text; what stands behind a mark is encoded as the plain text it is."""
+    def _encode(self, text: str, images: Sequence[bytes] = ()) -> tuple[int, ...]:
+        """Ids of rendered text in which `images` have their places; what stands behind a mark is the plain text it is."""
         out: list[int] = []
         for i, part in enumerate(self._marked.split(text)):
             hidden = i % 2 == 1
             for piece in self._pieces(bytes.fromhex(part).decode()) if hidden else (part,):
                 out += self.tokenizer.encode(piece, add_special_tokens=False) if piece else []
-        return tuple(out)
+        return tuple(out) if self._eyes is None else self._eyes.expand(out, images)
 
     def _pieces(self, text: str) -> tuple[str, ...]:
         """`text`, which spells an added token, in pieces none of which does."""

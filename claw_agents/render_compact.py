@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any, Self
 
-from claw_agents.render import images_of
 from claw_agents.trajectory import Generation, Prompt
 from claw_envs.messages import Action, Observation, Tool, ToolCall, assistant
 
@@ -88,7 +87,7 @@ class CompactRenderer(ABC):
         """The prompt of the first turn."""
         self._raw |= {t.name: t.sole_string for t in tools}
         tokens = (*self._heard(observation), self._ids["<|assistant|>"])
-        return Prompt(tokens, observation, tuple(tools), images_of(observation))
+        return Prompt(tokens, observation, tuple(tools))
 
     def extend(self, prompt: Prompt, generation: Generation, action: Action, observation: Observation) -> Prompt:
         """The prompt of the next turn; never forked."""
@@ -101,7 +100,7 @@ class CompactRenderer(ABC):
             self._ids["<|assistant|>"],
         )
         messages = (*prompt.messages, action, *observation)
-        return Prompt(tokens, messages, prompt.tools, prompt.images + images_of(observation))
+        return Prompt(tokens, messages, prompt.tools)
 
     def parse(self, generation: Generation) -> Action:
         """The action that was sampled; an argument list that is no JSON object stays a str."""

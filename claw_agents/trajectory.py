@@ -35,9 +35,9 @@ class Stop(StrEnum):
 class Prompt:
     """What a policy is asked to go on from, in both forms: token engines read `tokens`, message endpoints `messages`.
 
-    `messages` is the whole conversation so far (for endpoints, judges and people); `images` are those of the messages in
-    order, as the renderer placed them among the tokens. `forked` is True when `tokens` does not extend the tokens of the
-    turn before (the chat template rewrote history): counted, never hidden.
+    `messages` is the whole conversation so far (for endpoints, judges and people); `images` are those of them, in order,
+    that the renderer placed among the tokens (none for a policy without eyes). `forked` is True when `tokens` does not
+    extend the tokens of the turn before (the chat template rewrote history): counted, never hidden.
     """
 
     tokens: tuple[int, ...] = ()

@@ -58,6 +58,8 @@ class MicroBatch:
     rows: tuple[int, ...]
     real_tokens: int
     """Tokens that are no padding."""
+    images: tuple[tuple[bytes, ...], ...] = ()
+    """Those of each row, for a model that sees; () where no row has any."""
 
 
 def trained_rows(samples: Sequence[Sample]) -> list[int]:
@@ -188,6 +190,7 @@ def collate(
         data=data,
         rows=tuple(rows),
         real_tokens=int((owner > -2).sum()),
+        images=tuple(samples[r].images for r in rows) if any(samples[r].images for r in rows) else (),
     )
 
 

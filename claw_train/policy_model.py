@@ -17,8 +17,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
+from claw_agents.engines.hf import auto_class
+from claw_agents.engines.vision import mrope, pixels
+from claw_agents.eyes import Eyes
 from claw_envs.errors import ConfigError
 from claw_train import logprobs
 from claw_train.batch import MicroBatch
@@ -51,6 +54,7 @@ class PolicyModel:
         self.config = config
         self.device = torch.device(config.device)
         self.causal = self._load()
+        self.eyes = Eyes.of(path)
         self.model = self._with_adapters()
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         """What is trained, by name."""
@@ -77,6 +81,8 @@ class PolicyModel:
         kwargs: dict[str, Any] = {"input_ids": batch.tokens_BS, "use_cache": False}
         if batch.mask_BSS is not None:
             kwargs |= {"attention_mask": batch.mask_BSS[:, None], "position_ids": batch.positions_BS}
+        if batch.images:
+            kwargs |= self._images(causal, batch)
         # Without a shared prefix rows are padded on the right, where a causal model does not look: no mask is needed.
         with self._precision():
             if self.head_is_linear:
@@ -91,9 +97,18 @@ class PolicyModel:
         candidates = found[:, 1:] if batch.candidates_NK is not None else None
         return PolicyOutput(logprobs=found[:, 0], candidates=candidates, entropy=spread)
 
+    def _images(self, causal: Any, batch: MicroBatch) -> dict[str, Tensor]:
+        """What a model that sees takes of its rows' images: those whose places are among the tokens that are read."""
+        assert self.eyes is not None
+        tokens_BS = batch.tokens_BS.cpu().numpy()
+        shown = [i for row, images in zip(tokens_BS, batch.images, strict=True) for i in self.eyes.within(row, images)]
+        seen = [self.eyes.look(image) for image in shown]
+        positions = torch.from_numpy(mrope(causal, tokens_BS, self.eyes.placeholder, seen)).to(self.device)
+        return {"position_ids": positions} | pixels(seen, self.device, next(causal.parameters()).dtype)
+
     def check(self, samples: Sequence[Sample]) -> None:
         """Raises LearnerError: the model cannot read one of the samples."""
-        if any(s.images for s in samples):
+        if self.eyes is None and any(s.images for s in samples):
             raise LearnerError(f"the samples have images, which {self.causal.config.model_type} cannot read")
         size = self.causal.get_input_embeddings().weight.shape[0]
         for s in samples:
@@ -119,7 +134,7 @@ class PolicyModel:
 
     def read_weights(self, folder: Path) -> dict[str, Tensor]:
         """All parameters in a folder that transformers can load, by name."""
-        causal = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        causal = auto_class(read_config(folder)).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         return dict(causal.named_parameters())
 
     @torch.no_grad()
@@ -135,9 +150,9 @@ class PolicyModel:
 
     def _load(self) -> Any:
         frozen_half = self.config.lora.rank and self.config.precision == "bfloat16"
-        read_config(self.path)
+        loader = auto_class(read_config(self.path))
         try:
-            causal = AutoModelForCausalLM.from_pretrained(
+            causal = loader.from_pretrained(
                 self.path, dtype=torch.bfloat16 if frozen_half else torch.float32, local_files_only=True
             )
         except UNREADABLE as error:
@@ -195,6 +210,8 @@ class PolicyModel:
     def _probe(self) -> tuple[bool, bool]:
         """(logits are hidden states times the head's matrix, packs with a shared prefix give what plain rows give): tried out."""
         size = self.causal.get_input_embeddings().weight.shape[0]
+        if self.eyes is not None:
+            size = min(size, self.eyes.placeholder)
         draw = torch.Generator().manual_seed(0)
         ids = torch.randint(size, (2, 6), generator=draw)
         ids[1, :3] = ids[0, :3]
@@ -202,6 +219,8 @@ class PolicyModel:
         hidden = _body(self.causal)(input_ids=ids, use_cache=False).last_hidden_state
         head, logits = self.causal.get_output_embeddings(), self.causal(input_ids=ids, use_cache=False).logits
         linear = isinstance(head, nn.Linear) and _close(nn.functional.linear(hidden, head.weight, head.bias), logits)
+        if self.eyes is not None:
+            return linear, False  # A pack has the positions of plain text.
         packed = torch.cat([ids[0], ids[1, 3:]])[None]
         owner = torch.tensor([-1, -1, -1, 0, 0, 0, 1, 1, 1], device=self.device)
         mask = ((owner[:, None] == owner) | (owner == -1)).tril()[None, None]
@@ -227,7 +246,7 @@ def read_config(folder: Path) -> Any:
 
 def check_architecture(folder: Path, wanted: Any) -> None:
     """Raises CheckpointError: the model in `folder` is none, or has other sizes than `wanted`; every difference is named."""
-    found = read_config(folder)
+    found, wanted = read_config(folder).get_text_config(), wanted.get_text_config()
     pairs = [(n, getattr(found, n, None), getattr(wanted, n, None)) for n in _ARCHITECTURE]
     differing = [f"{n} is {there} there and {here} here" for n, there, here in pairs if there != here]
     if differing:
@@ -256,6 +275,7 @@ def _pair_cost(config: Any) -> float:
 
     Counted in multiplications, times two: attention is about half as fast a multiplication as a matrix product (measured).
     """
+    config = config.get_text_config()
     hidden, heads = config.hidden_size, config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or hidden // heads)
     matrices = 4 * hidden * width + 3 * hidden * (getattr(config, "intermediate_size", None) or 4 * hidden)

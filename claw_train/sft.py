@@ -30,6 +30,7 @@ import numpy as np
 
 from claw_agents import nano, render_compact
 from claw_agents.child import Child
+from claw_agents.eyes import Eyes
 from claw_agents.nano import NanoConfig
 from claw_agents.render import Writer, renderer_for
 from claw_agents.trajectory import Generation, Prompt
@@ -197,7 +198,7 @@ class Cloner:
             folder = Path(self._scratch.name) / "birth"
             tokenizer = nano.make_tokenizer(texts(self._demos), self._size, least=_COMMON)
             nano.save(folder, nano.make_model(self._size, tokenizer), tokenizer)
-        renderer = renderer_for(AutoTokenizer.from_pretrained(folder), **self._template)
+        renderer = renderer_for(AutoTokenizer.from_pretrained(folder), eyes=Eyes.of(folder), **self._template)
         if not isinstance(renderer, Writer):
             raise ConfigError(f"{type(renderer).__name__} cannot write replies, so nothing can be cloned with it")
         self._samples = [s for d in self._demos for s in samples(d, renderer)]
@@ -282,19 +283,21 @@ def samples(demo: Demonstration, renderer: Writer) -> list[Sample]:
         else:
             after = renderer.extend(prompt, _as_sampled(tokens), before, observation)
             if after.forked:
-                rows.append(_sample(demo, (*prompt.tokens, *tokens), marked))
+                rows.append(_sample(demo, (*prompt.tokens, *tokens), marked, prompt.images))
                 marked = []
             prompt = after
         tokens, before = renderer.reply(prompt, action), action
         marked.append((index, len(prompt.tokens), len(tokens)))
-    return [*rows, _sample(demo, (*prompt.tokens, *tokens), marked)]
+    return [*rows, _sample(demo, (*prompt.tokens, *tokens), marked, prompt.images)]
 
 
 def _as_sampled(tokens: tuple[int, ...]) -> Generation:
     return Generation(tokens, (0.0,) * len(tokens), 0, "stop")
 
 
-def _sample(demo: Demonstration, tokens: Sequence[int], marked: Sequence[tuple[int, int, int]]) -> Sample:
+def _sample(
+    demo: Demonstration, tokens: Sequence[int], marked: Sequence[tuple[int, int, int]], images: tuple[bytes, ...]
+) -> Sample:
     turn_index = np.full(len(tokens), -1, np.int64)
     for index, begin, count in marked:
         turn_index[begin : begin + count] = index
@@ -307,6 +310,7 @@ def _sample(demo: Demonstration, tokens: Sequence[int], marked: Sequence[tuple[i
         turn_index=turn_index,
         policy_version=0,
         turns=tuple((demo.task_id, index) for index, _, _ in marked),
+        images=images,
         group_id=demo.task_id,
     )
 

@@ -59,8 +59,9 @@ class EngineClient(ABC):
         return _Scorer(self, "reference")
 
     async def generate(self, prompt: Prompt, params: SamplingParams, *, on_token: OnToken | None = None) -> Generation:
-        """One reply to `prompt.tokens`; images are not looked at. Raises PolicyError."""
-        fields = await self._ask("generate", prompt.tokens, params, on_token is not None, on_token=on_token)
+        """One reply to `prompt.tokens` and the images that have places in them. Raises PolicyError."""
+        streamed = on_token is not None
+        fields = await self._ask("generate", prompt.tokens, params, streamed, prompt.images, on_token=on_token)
         return Generation(*fields)
 
     async def score(
@@ -121,7 +122,9 @@ class EngineClient(ABC):
         gather_ids: Sequence[Sequence[int]],
     ) -> TokenScores:
         return TokenScores(
-            *await self._ask("score", weights, prompt.tokens, tuple(tokens), temperature, topk, tuple(gather_ids))
+            *await self._ask(
+                "score", weights, prompt.tokens, tuple(tokens), temperature, topk, tuple(gather_ids), prompt.images
+            )
         )
 
     async def _ask(self, kind: str, *fields: Any, on_token: OnToken | None = None) -> Any:

@@ -7,18 +7,20 @@ values (state-space layers, linear attention) is refused.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.cache_utils import Cache
 from transformers.utils import logging as hf_logging
 
 from claw_agents.engines import qwen3
 from claw_agents.engines.rows import Places, RowModel, RowStore, check_names, places
+from claw_agents.eyes import Eyes
 from claw_envs.errors import ConfigError
 
 
@@ -80,8 +82,19 @@ class TransformersRows:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         self.load(state)
 
+    def scene(self, tokens: np.ndarray, images: Sequence[bytes]) -> Any:
+        return None
+
     @torch.inference_mode()
-    def forward(self, first: int, tokens_BT: Tensor, starts_B: Tensor, lengths_B: Tensor, attended: int) -> Tensor:
+    def forward(
+        self,
+        first: int,
+        tokens_BT: Tensor,
+        starts_B: Tensor,
+        lengths_B: Tensor,
+        attended: int,
+        scenes: Sequence[Any] = (),
+    ) -> Tensor:
         batch, width = tokens_BT.shape
         at = places(self.store, first, starts_B, lengths_B, width, attended, self.context)
         earliest = int(lengths_B.min()) - 1 if width > 1 else 0
@@ -96,7 +109,7 @@ class TransformersRows:
         return out[torch.arange(batch, device=self.device), lengths_B - 1 - earliest]
 
     @torch.inference_mode()
-    def logits(self, tokens_BT: Tensor, rows_N: Tensor, positions_N: Tensor) -> Tensor:
+    def logits(self, tokens_BT: Tensor, rows_N: Tensor, positions_N: Tensor, scenes: Sequence[Any] = ()) -> Tensor:
         earliest = int(positions_N.min())
         keep = tokens_BT.shape[1] - earliest
         out = self.model(input_ids=tokens_BT, use_cache=False, logits_to_keep=keep).logits
@@ -135,7 +148,7 @@ def load_rows(folder: Path, *, rows: int, context: int, device: str, dtype: str,
         )
     try:
         config = AutoConfig.from_pretrained(folder)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=kind)
+        model: Any = auto_class(config).from_pretrained(folder, config=config, dtype=kind)
     except (ValueError, OSError, KeyError) as error:
         raise ConfigError(f"{folder} cannot be loaded as a causal language model: {error}") from error
     sizes = config.get_text_config()
@@ -149,21 +162,33 @@ def load_rows(folder: Path, *, rows: int, context: int, device: str, dtype: str,
             f"{folder}: layers of kind {', '.join(sorted(kinds))} keep more than keys and values; not served"
         )
     model.to(torch.device(device))
+    if (eyes := Eyes.of(folder)) is not None:
+        from claw_agents.engines.vision import VisionRows
+
+        seeing = VisionRows(model, eyes, rows=rows, context=context)
+        _check(seeing, folder, most_id=eyes.placeholder)
+        return seeing
     out = TransformersRows(model, rows=rows, context=context)
     _check(out, folder)
     return out
 
 
-def _check(model: TransformersRows, folder: Path) -> None:
-    """Raises ConfigError unless going on from the store gives what the whole sequence gives."""
-    tokens = torch.arange(1, 9, device=model.device)[None] % model.vocab_size
+def auto_class(config: Any) -> Any:
+    """The class of `transformers` that loads such a model: one that looks at images, or a plain causal language model."""
+    return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+
+
+def _check(model: TransformersRows, folder: Path, most_id: int | None = None) -> None:
+    """Raises ConfigError unless going on from the store gives what the whole sequence gives (on plain text)."""
+    tokens = torch.arange(1, 9, device=model.device)[None] % (most_id or model.vocab_size)
+    scenes = [s for s in [model.scene(tokens[0].cpu().numpy(), ())] if s is not None]
     trial = copy.copy(model)
     trial.store = RowStore(1)
     trial.store.reserve(9, 9)
     one = torch.tensor([1], device=model.device)
     try:
-        trial.forward(0, tokens[:, :5], one * 0, one * 5, 5)
-        stored = [trial.forward(0, tokens[:, t : t + 1], one * t, one, t + 1) for t in range(5, 8)][-1]
+        trial.forward(0, tokens[:, :5], one * 0, one * 5, 5, scenes)
+        stored = [trial.forward(0, tokens[:, t : t + 1], one * t, one, t + 1, scenes) for t in range(5, 8)][-1]
         whole = model.logits(tokens, one * 0, one * 7)
     except (TypeError, AttributeError, RuntimeError, IndexError, KeyError) as error:
         raise ConfigError(f"{folder}: this architecture cannot be served from a key-value store: {error}") from error

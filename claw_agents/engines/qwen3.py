@@ -6,10 +6,11 @@ Equal to `transformers` to rounding, which a test checks. Shapes as in rows.py, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -116,8 +117,19 @@ class Qwen3Rows:
         for name, t in self._tensors.items():
             t.copy_(state[name])
 
+    def scene(self, tokens: np.ndarray, images: Sequence[bytes]) -> Any:
+        return None
+
     @torch.inference_mode()
-    def forward(self, first: int, tokens_BT: Tensor, starts_B: Tensor, lengths_B: Tensor, attended: int) -> Tensor:
+    def forward(
+        self,
+        first: int,
+        tokens_BT: Tensor,
+        starts_B: Tensor,
+        lengths_B: Tensor,
+        attended: int,
+        scenes: Sequence[Any] = (),
+    ) -> Tensor:
         batch, width = tokens_BT.shape
         at = places(self.store, first, starts_B, lengths_B, width, attended, self.context)
         bias = torch.zeros(at.mask.shape, dtype=self._dtype, device=self.device).masked_fill_(~at.mask, float("-inf"))
@@ -136,7 +148,7 @@ class Qwen3Rows:
         return self._head(hidden_NE[last_B])
 
     @torch.inference_mode()
-    def logits(self, tokens_BT: Tensor, rows_N: Tensor, positions_N: Tensor) -> Tensor:
+    def logits(self, tokens_BT: Tensor, rows_N: Tensor, positions_N: Tensor, scenes: Sequence[Any] = ()) -> Tensor:
         width = tokens_BT.shape[1]
 
         def attend(_: int, q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:

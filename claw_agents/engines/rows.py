@@ -5,10 +5,11 @@ Shape letters: R rows, B rows at work, T positions, H key heads, D head width, V
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,15 +68,31 @@ class RowModel(Protocol):
     device: torch.device
     store: RowStore
 
-    def forward(self, first: int, tokens_BT: Tensor, starts_B: Tensor, lengths_B: Tensor, attended: int) -> Tensor:
-        """Logits [B, V] after the last of each row's `lengths_B` new tokens, which stand from position `starts_B` on.
+    def scene(self, tokens: np.ndarray, images: Sequence[bytes]) -> Any:
+        """What the model makes of a prompt's images, for `forward` and `logits`; None for a model that sees none.
 
-        Rows `first` to `first + B` of the store get the keys and values of the new tokens and are attended to, up to
-        position `attended` of the longest. Tokens beyond a row's length are padding.
+        Its `known` [T] is what a row that holds this prompt is known by. Raises ValueError where they do not fit the tokens.
         """
         ...
 
-    def logits(self, tokens_BT: Tensor, rows_N: Tensor, positions_N: Tensor) -> Tensor:
+    def forward(
+        self,
+        first: int,
+        tokens_BT: Tensor,
+        starts_B: Tensor,
+        lengths_B: Tensor,
+        attended: int,
+        scenes: Sequence[Any] = (),
+    ) -> Tensor:
+        """Logits [B, V] after the last of each row's `lengths_B` new tokens, which stand from position `starts_B` on.
+
+        Rows `first` to `first + B` of the store get the keys and values of the new tokens and are attended to, up to
+        position `attended` of the longest. Tokens beyond a row's length are padding. `scenes`: one a row, where the model
+        sees; an image's tokens are never divided between two calls.
+        """
+        ...
+
+    def logits(self, tokens_BT: Tensor, rows_N: Tensor, positions_N: Tensor, scenes: Sequence[Any] = ()) -> Tensor:
         """Logits [N, V] at `positions_N` of `rows_N` of whole, right-padded sequences; touches no store."""
         ...
 

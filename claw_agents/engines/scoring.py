@@ -32,6 +32,9 @@ class Score:
     temperature: float
     topk: int
     gather_ids: Sequence[Sequence[int]]
+    images: Sequence[bytes] = ()
+    scene: Any = None
+    """Its images as the live model reads them; None without any, or for a model that sees none."""
 
     @property
     def length(self) -> int:
@@ -114,7 +117,8 @@ class Scoring:
         def tensor(values: Any) -> Tensor:
             return torch.as_tensor(values, device=model.device)
 
-        logits_NV = model.logits(tensor(tokens_BT), tensor(rows_N), tensor(positions_N))
+        scenes = [s.scene for s in batch if s.scene is not None]
+        logits_NV = model.logits(tensor(tokens_BT), tensor(rows_N), tensor(positions_N), scenes)
         logprobs_NV = log_probs(logits_NV, tensor([s.temperature for s in batch])[tensor(rows_N)])
         own = tensor(tokens_BT[rows_N, positions_N + 1])
         scores = gather_scores(logprobs_NV, own, max(s.topk for s in batch), tensor(ids_NG))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ class _Request:
     version: int
     """Of the oldest weights that sampled any of it."""
     uniforms: Iterator[float]
+    scene: Any = None
+    """Its images, for a model that sees; `prompt` is then what its row is known by."""
     computed: int = 0
     """Tokens of prompt and reply whose keys stand in the row."""
     tokens: list[int] = field(default_factory=list)
@@ -90,8 +92,8 @@ class TorchEngine:
 
     A finish ends a generation as it is; one that has ended is not heard of again.
 
-    Messages: ("generate", id, tokens, params, stream) · ("cancel", id) · ("finish", id) · ("score", id, weights, prompt,
-    tokens, temperature, topk, gather_ids) · ("load", id, path, version) · ("stats", id).
+    Messages: ("generate", id, tokens, params, stream, images) · ("cancel", id) · ("finish", id) · ("score", id, weights, prompt,
+    tokens, temperature, topk, gather_ids, images) · ("load", id, path, version) · ("stats", id).
     Events: ("token", id, token, logprob) · ("done", id, the fields of a Generation in order) · ("answer", id, value) ·
     ("error", id, a sentence).
 
@@ -149,7 +151,9 @@ class TorchEngine:
         events, self._events = self._events, []
         return events
 
-    def _on_generate(self, request_id: int, tokens: Sequence[int], params: SamplingParams, stream: bool) -> None:
+    def _on_generate(
+        self, request_id: int, tokens: Sequence[int], params: SamplingParams, stream: bool, images: Sequence[bytes] = ()
+    ) -> None:
         prompt = self._checked(tokens)
         if not len(prompt):
             raise ValueError("the prompt is empty; a generation needs at least one token to go on from")
@@ -158,7 +162,10 @@ class TorchEngine:
             raise ValueError(f"temperature and top_k must be at least 0 and top_p in (0, 1], got {params}")
         seed = self._seeds.spawn(1)[0] if params.seed is None else np.random.SeedSequence(params.seed)
         room = min(params.max_tokens, self.model.context - len(prompt))
-        request = _Request(request_id, prompt, params, stream, room, self.version, _uniforms(seed))
+        scene = self.model.scene(prompt, images)
+        if scene is not None:
+            prompt = scene.known
+        request = _Request(request_id, prompt, params, stream, room, self.version, _uniforms(seed), scene)
         self.stats.prompt_tokens += len(prompt)
         if room > 0:
             self._waiting.append(request)
@@ -182,6 +189,8 @@ class TorchEngine:
 
     def _on_score(self, request_id: int, *fields: Any) -> None:
         score = Score(request_id, *fields)
+        if score.images:
+            score = replace(score, scene=self.model.scene(self._checked((*score.prompt, *score.tokens)), score.images))
         self._checked((*score.prompt, *score.tokens))
         self._checked([i for ids in score.gather_ids for i in ids])
         self._check_k(score.topk)
@@ -299,14 +308,16 @@ class TorchEngine:
         tokens_BT = np.zeros((len(requests), max(lengths)), np.int64)
         for b, request in enumerate(requests):
             tokens_BT[b, : lengths[b]] = request.prompt[request.computed :]
-        piece = self.config.prefill_tokens if len(requests) == 1 else max(lengths)
+        divides = len(requests) == 1 and not getattr(requests[0].scene, "images", ())
+        piece = self.config.prefill_tokens if divides else max(lengths)
         logits = torch.empty(0)
         for at in range(0, max(lengths), piece):
             part = tokens_BT[:, at : at + piece]
             starts = [r.computed + at for r in requests]
             new = [min(n - at, piece) for n in lengths]
             attended = max(s + n for s, n in zip(starts, new, strict=True))
-            logits = self.model.forward(first, self._tensor(part), self._tensor(starts), self._tensor(new), attended)
+            at_B, new_B = self._tensor(starts), self._tensor(new)
+            logits = self.model.forward(first, self._tensor(part), at_B, new_B, attended, _scenes(requests))
         return logits
 
     def _decode(self) -> None:
@@ -316,7 +327,7 @@ class TorchEngine:
         self.model.store.reserve(attended, self.model.context)
         tokens_B1 = self._tensor([r.tokens[-1:] for r in self._rows])
         starts_B = self._tensor(starts)
-        logits_BV = self.model.forward(0, tokens_B1, starts_B, torch.ones_like(starts_B), attended)
+        logits_BV = self.model.forward(0, tokens_B1, starts_B, torch.ones_like(starts_B), attended, _scenes(self._rows))
         for request in self._rows:
             request.computed += 1
         self.stats.steps += 1
@@ -386,6 +397,10 @@ class TorchEngine:
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(values, device=self.model.device)
+
+
+def _scenes(requests: Sequence[_Request]) -> list[Any]:
+    return [r.scene for r in requests if r.scene is not None]
 
 
 def _uniforms(seed: np.random.SeedSequence) -> Iterator[float]:

@@ -325,13 +325,16 @@ def test_the_compact_format_is_compact() -> None:
     assert len(tokens) == 11
 
 
-def test_images_stay_beside_the_tokens() -> None:
-    for renderer in [*RENDERERS.values(), MessageRenderer()]:
+def test_only_who_sees_is_given_images() -> None:
+    """Endpoints look for themselves; token renderers without eyes leave images out (those with: test_vision)."""
+    for name, renderer in {**RENDERERS, "messages": MessageRenderer()}.items():
         prompt = renderer.begin((), (user("look", b"1", b"2"),))
         after = renderer.extend(
             prompt, reply(RENDERERS["byte"], prompt, assistant("ok")), assistant("ok"), (user("", b"3"),)
         )
-        assert (prompt.images, after.images) == ((b"1", b"2"), (b"1", b"2", b"3"))
+        sees = name == "messages"
+        assert (prompt.images, after.images) == (((b"1", b"2"), (b"1", b"2", b"3")) if sees else ((), ()))
+        assert [i for m in after.messages for i in m.images] == [b"1", b"2", b"3"]
 
 
 def test_renderer_for_picks_by_tokenizer() -> None:
