@@ -3,6 +3,7 @@
     python -m claw_train.evaluate checkpoint=runs/latest suite=terminal
     python -m claw_train.evaluate checkpoint=runs/latest baseline=runs/latest/start suite=all k=4
     python -m claw_train.evaluate policy=http policy.base_url=http://127.0.0.1:8000/v1 policy.model=NAME suite=terminal
+    python -m claw_train.evaluate suite=adaptation methods=[binary,hybrid] runs=5
 
 `checkpoint` is a run (its last step), a step of one, or a Hugging Face folder. The table is also written as JSON and Markdown.
 """
@@ -46,6 +47,8 @@ from claw_train.summary import interval, percent
 from claw_train.view import View, ViewKind, make_view, page
 
 USAGE = __doc__ or ""
+ADAPTATION = "adaptation"
+"""The suite on which a policy learns while it is measured; an endpoint is measured on it as it is, like on any other."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ def main(argv: Sequence[str] | None = None, *, opener: OpenPolicy = open_policy)
         return 0
     try:
         names, words = chosen_suites(argv)
+        if names == [ADAPTATION] and "policy=http" not in words:
+            return resolve("claw_train.adaptation:main")(words)
         configs = {name: compose_suite(name, words) for name in names}
         return asyncio.run(evaluate_all(configs, opener, skip=len(names) > 1))
     except (ConfigError, TaskError) as error:
