@@ -2,7 +2,8 @@
 # Writes a root filesystem to stdout as a tar archive, so that an engine without a registry has images to start from.
 #   rootfs.sh tiny   busybox and a static bash: about 4 MB, for tests
 #   rootfs.sh base   Debian (minbase) with python3, pytest, pip, git, patch, procps, ripgrep: about 240 MB
-# Needs root for `base`. Debian packages: tiny busybox-static bash-static; base mmdebstrap.
+#   rootfs.sh toolcall   the same with numpy and sympy, for code interpreters: about 420 MB
+# Needs root for all but `tiny`. Debian packages: tiny busybox-static bash-static; base mmdebstrap.
 set -euo pipefail
 
 passwd_and_places() { # the files every root filesystem of ours has: an unprivileged agent, and its places
@@ -31,7 +32,7 @@ tiny() {
 }
 
 base() {
-  local packages=python3,python3-pytest,python3-pip,python3-venv,git,patch,procps,ripgrep,ca-certificates,tini,attr
+  local packages=python3,python3-pytest,python3-pip,python3-venv,git,patch,procps,ripgrep,ca-certificates,tini,attr${1:+,$1}
   hook=$(mktemp); trap 'rm -f "$hook"' EXIT
   { echo '#!/usr/bin/env bash'; echo 'set -euo pipefail'; declare -f passwd_and_places; echo 'passwd_and_places "$1"'; } >"$hook"
   chmod +x "$hook"
@@ -45,7 +46,11 @@ base() {
     "$(. /etc/os-release; echo "${VERSION_CODENAME:-bookworm}")" - </dev/null
 }
 
+toolcall() {
+  base python3-numpy,python3-sympy
+}
+
 case "${1:-}" in
-  tiny | base) "$1" ;;
-  *) echo "usage: $0 tiny|base >rootfs.tar" >&2; exit 2 ;;
+  tiny | base | toolcall) "$1" ;;
+  *) echo "usage: $0 tiny|base|toolcall >rootfs.tar" >&2; exit 2 ;;
 esac

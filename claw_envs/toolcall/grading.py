@@ -32,7 +32,8 @@ SEEN_CHARS = 100_000
 _CHECK = "claw_envs.toolcall.equivalence:check"
 
 _ANSWER_LINE = re.compile(
-    r"(?:^|[^a-z])(?:final[ \t]+)?answer(?:[ \t]+is)?[ \t*_]{0,8}[:=][ \t]*([^\n]+)|the[ \t]+(?:final[ \t]+)?answer[ \t]+is[ \t]+([^\n]+)",
+    r"(?:^|[^a-z])(?:final[ \t]+)?answer(?:[ \t]+is)?[ \t*_]{0,8}[:=][ \t]*([^\n]+)"
+    r"|the[ \t]+(?:final[ \t]+)?answer[ \t]+is[ \t]+([^\n]+)",
     re.IGNORECASE,
 )
 _DECIMAL = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)")

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +29,18 @@ from claw_envs.sandbox import Limits, Process, Sandbox, Sandboxes, SandboxSpec, 
 
 PACKAGES = ("numpy", "sympy", "mpmath")
 """What interpreters can import beside the standard library, where it is installed here (or in the container's image)."""
+DOCKER_IMAGE = "claw/toolcall"
+"""Image of containers where none is named; `docker/build.sh toolcall` makes it."""
 _SOURCE = Path(__file__).with_name("worker.py")
-_GRACE_S = 10.0
-"""How much longer than a call's own time limit its answer is waited for."""
+ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
+"""Of every interpreter: the same code gives the same order of a set, and no library starts threads that a fork would lose."""
+_GRACE_S = 20.0
+"""How much longer than a call's own time limit its answer is waited for: the keeper may import numpy and sympy before it."""
 _START_S = 60.0
 _READY_S = 20.0
 _MOST_FRAME = 16 << 20
@@ -58,7 +67,7 @@ class InterpreterConfig:
     most_idle: int = 64
     """Machines kept ready for the next episodes."""
     image: str | None = None
-    """Sandbox image; None: the backend's default."""
+    """Sandbox image; None: the backend's default, and for containers one that has numpy and sympy."""
 
     def __post_init__(self) -> None:
         for name, least in (("timeout_s", 0.01), ("memory_mb", 16), ("disk_mb", 1), ("output_chars", 16)):
@@ -76,8 +85,8 @@ class Shown:
     """Why the interpreter is gone; "": it lives on."""
     failed: bool = False
     """The code raised."""
-    signal: int = 0
-    """Which signal ended it; 0: none, or unknown."""
+    status: int | None = None
+    """How its process ended by itself, a signal negative; None: it did not, or that is unknown."""
 
 
 class _Lost(Exception):
@@ -87,21 +96,16 @@ class _Lost(Exception):
 class Machine:
     """A sandbox with a keeper in it. Not thread-safe: one episode has it at a time."""
 
-    def __init__(self, sandbox: Sandbox, config: InterpreterConfig, python: Sequence[str]) -> None:
+    def __init__(
+        self, sandbox: Sandbox, config: InterpreterConfig, python: Sequence[str], env: Mapping[str, str]
+    ) -> None:
         self._sandbox = sandbox
         self._config = config
         self._data = b""
         self._calls = 0
         self._resetting = False
-        preload = ",".join(config.preload)
-        argv = [*python, "-c", _SOURCE.read_text(encoding="utf-8"), _process_namespace(), preload]
-        env = {
-            "PYTHONHASHSEED": "0",
-            "OPENBLAS_NUM_THREADS": "1",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        self._process: Process = sandbox.spawn(argv, env={**env, "PYTHONPATH": ":".join(_site_folders())})
+        argv = [*python, "-c", _SOURCE.read_text(encoding="utf-8"), _process_namespace(), ",".join(config.preload)]
+        self._process: Process = sandbox.spawn(argv, env={**ENVIRONMENT, **env})
         try:
             self.facts: dict[str, Any] = self._receive(_START_S)["hello"]
         except (_Lost, KeyError) as error:
@@ -190,13 +194,13 @@ def _object(body: bytes) -> dict[str, Any]:
 
 def _shown(answer: dict[str, Any], limit: int) -> Shown:
     """An answer of the keeper, which hands on what the policy's own process wrote: nothing in it is believed."""
-    text, ended, signal = answer.get("text"), answer.get("ended", ""), answer.get("signal", 0)
+    text, ended, status = answer.get("text"), answer.get("ended", ""), answer.get("status")
     text = text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""
     return Shown(
         text[: 3 * limit],
         ended if ended in ("timeout", "died") else "",
         answer.get("failed") is True,
-        signal if isinstance(signal, int) else 0,
+        status if isinstance(status, int) else None,
     )
 
 
@@ -253,9 +257,10 @@ class Machines:
         c = self.config
         memory_mb = c.memory_mb + c.disk_mb + _BESIDE_MB
         limits = Limits(memory_mb=memory_mb, processes=64, disk_mb=c.disk_mb, file_mb=c.disk_mb, cpu_s=3600)
-        sandbox = backend.start(SandboxSpec(image=c.image, limits=limits))
+        image = c.image or (DOCKER_IMAGE if backend.name == "docker" else None)
+        sandbox = backend.start(SandboxSpec(image=image, limits=limits))
         try:
-            return Machine(sandbox, c, python_for(backend))
+            return Machine(sandbox, c, *python_for(backend))
         except BaseException:
             sandbox.close()
             raise
@@ -295,7 +300,9 @@ def words(shown: Shown, config: InterpreterConfig) -> str:
     if shown.ended == "timeout":
         return f"Error: timed out after {config.timeout_s:g} seconds; {_FRESH}"
     if shown.ended == "died":
-        why = f" by signal {shown.signal}" if shown.signal else ""
+        if shown.status is not None and shown.status >= 0:
+            return f"Error: the interpreter ended with exit code {shown.status}; {_FRESH}"
+        why = f" by signal {-shown.status}" if shown.status else ""
         return f"Error: the interpreter was killed{why}, as happens when memory runs out; {_FRESH}"
     return shown.text or "(no output)"
 
@@ -322,11 +329,12 @@ def backend_with_packages(sandboxes: str | Sandboxes) -> tuple[Sandboxes, bool]:
     return backend, False
 
 
-def python_for(backend: Sandboxes) -> list[str]:
-    """How a Python is started there, without `site`."""
-    if backend.name in ("namespace", "local"):
-        return [os.path.realpath(sys.executable), "-sS"]
-    return ["python3", "-s"]
+def python_for(backend: Sandboxes) -> tuple[list[str], dict[str, str]]:
+    """How a Python is started there, and with which environment variables besides ENVIRONMENT."""
+    if backend.name == "docker":
+        return ["python3", "-s"], {}
+    folders = dict.fromkeys(os.path.dirname(folder) for folder in package_folders())
+    return [os.path.realpath(sys.executable), "-sS"], {"PYTHONPATH": ":".join(folders)}
 
 
 def package_folders() -> list[str]:
@@ -343,10 +351,6 @@ def _extra_roots() -> tuple[str, ...]:
     base = os.path.dirname(os.path.dirname(os.path.realpath(sys.executable)))
     folders = [*([] if base in ("/usr", "/") else [base]), *package_folders()]
     return tuple(f for f in folders if not f.startswith("/usr/"))
-
-
-def _site_folders() -> list[str]:
-    return list(dict.fromkeys(os.path.dirname(folder) for folder in package_folders()))
 
 
 def _process_namespace() -> str:

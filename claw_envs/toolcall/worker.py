@@ -1,6 +1,6 @@
 """What runs inside the sandbox: a keeper process, and the interpreter it forks for each episode.
 
-    driver ── frames on stdin / stdout ──▶ keeper ── frames on two pipes ──▶ interpreter (runs the policy's code, keeps its variables)
+    driver ── frames on stdin / stdout ──▶ keeper ── frames on two pipes ──▶ interpreter: runs code, keeps its variables
 
 The keeper relays calls, kills an interpreter that takes too long, says what became of it, and, where it is alone in a process
 namespace of its own, leaves no process and no file behind when an episode ends, so that the next one may have the machine. It
@@ -10,6 +10,7 @@ length, then JSON. Python 3.9 or later; the standard library only; read as a fil
 
 import ast
 import builtins
+import contextlib
 import ctypes
 import fcntl
 import gc
@@ -137,8 +138,8 @@ class Keeper:
             send(self.to_child, request)
             return self.hear(request["id"], deadline)
         except (Ended, BrokenPipeError):
-            status = self.end_child()
-            return {"ended": "died", "signal": -status if status < 0 else 0, "text": ""}
+            status = self.end_child(patient=True)
+            return {"ended": "died", "status": status, "text": ""}
         except TimeoutError:
             self.end_child()
             return {"ended": "timeout", "text": ""}
@@ -165,6 +166,8 @@ class Keeper:
                 raise TimeoutError
 
     def fork(self, request):
+        self.wanted.update(name for name in LEARNT if name in request["code"])
+        self.learn()
         request_read, request_write = os.pipe2(os.O_CLOEXEC)
         answer_read, answer_write = os.pipe2(os.O_CLOEXEC)
         gc.freeze()
@@ -186,34 +189,29 @@ class Keeper:
         self.child, self.pidfd = pid, os.pidfd_open(pid)
         self.to_child, self.from_child = request_write, Inbox(answer_read)
 
-    def end_child(self):
-        """No interpreter is left, nor anything it started; how it had ended (a signal is negative)."""
+    def end_child(self, patient=False):
+        """No interpreter is left, nor anything it started; how it had ended by itself (a signal is negative), else None."""
         if not self.child:
-            return 0
+            return None
         pid, self.child = self.child, 0
         for fd in (self.pidfd, self.to_child, self.from_child.fd):
             os.close(fd)
-        status = 0
+        deadline = time.monotonic() + 0.2  # its pipe closes a moment before it can be waited for
         found, raw = os.waitpid(pid, os.WNOHANG)
-        if found:
-            status = os.waitstatus_to_exitcode(raw)
+        while patient and not found and time.monotonic() < deadline:
+            time.sleep(0.002)
+            found, raw = os.waitpid(pid, os.WNOHANG)
         self.kill_all()
-        return status
+        return os.waitstatus_to_exitcode(raw) if found else None
 
     def kill_all(self):
         """Every process below this one is dead and waited for; in a namespace of its own, every other one at once."""
         while True:
             if self.alone:
-                try:
-                    os.kill(-1, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+                kill(-1)
             else:
                 for pid in descendants():
-                    try:
-                        os.kill(pid, signal.SIGKILL)
-                    except ProcessLookupError:
-                        pass
+                    kill(pid)
             try:
                 os.waitpid(-1, 0)
             except ChildProcessError:
@@ -245,9 +243,18 @@ class Keeper:
         return [path for path in found if path not in self.places]
 
     def learn(self):
+        """Imports what episodes want, so that no call's time is spent on it; what is not installed is theirs to find out."""
         for name in sorted(self.wanted - set(sys.modules)):
-            __import__(name)
+            with contextlib.suppress(ImportError):
+                __import__(name)
         self.wanted.clear()
+
+
+def kill(pid):
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
 
 
 def namespace():
@@ -386,7 +393,7 @@ class Interpreter:
         limit_memory(request["memory_mb"])
         self.out = Output(request["output_chars"])
         self.limit = request["output_chars"]
-        sys.stdin = open(0)
+        sys.stdin = io.TextIOWrapper(io.FileIO(0))
         sys.stdout = sys.stderr = self.out
         sys.argv = [""]
         if hasattr(sys, "set_int_max_str_digits"):
@@ -396,6 +403,7 @@ class Interpreter:
             sys.modules["numpy"].random.seed(0)
         main = types.ModuleType("__main__")
         main.__builtins__ = builtins
+        builtins.exit = builtins.quit = sys.exit
         sys.modules["__main__"] = main
         self.names = main.__dict__
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -409,7 +417,6 @@ class Interpreter:
 
     def run(self, code, name):
         """Runs it; True where it raised. What it printed and its last value are in `out`."""
-        self.out.clear()
         try:
             tree = ast.parse(code, name)
             linecache.cache[name] = (len(code), None, code.splitlines(True), name)
@@ -423,14 +430,15 @@ class Interpreter:
                     self.out.write(repr(value) + "\n")
             else:
                 exec(compile(tree, name, "exec"), self.names)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (whatever code raises is its result)
             self.out.write(told(error))
             return True
         return False
 
     def text(self):
-        """What was printed through Python, then what programs and C code wrote themselves."""
+        """What was printed through Python since the last call ended, then what programs and C code wrote themselves."""
         text = self.out.text()
+        self.out.clear()
         size = os.fstat(self.raw).st_size
         if size:
             half = self.limit // 2
@@ -478,10 +486,8 @@ def main():
     prctl(PR_SET_DUMPABLE, 0)
     for name in preload.split(",") if preload else ():
         __import__(name)
-    try:
+    with contextlib.suppress(Ended, BrokenPipeError):
         Keeper(driver_namespace).serve()
-    except (Ended, BrokenPipeError):
-        pass
 
 
 if __name__ == "__main__":
