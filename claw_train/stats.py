@@ -1,4 +1,4 @@
-"""Numbers a person can believe: pass@k, intervals that know their tasks, and the paired difference of two checkpoints.
+"""Numbers a person can believe: pass@k, maj@k, intervals that know their tasks, and the paired difference of two checkpoints.
 
 Pure functions over plain numbers. Throughout, `tasks` maps a task to the outcomes of its attempts (1.0 success, 0.0
 failure); an attempt whose world broke is no outcome and must not be in there.
@@ -6,8 +6,10 @@ failure); an attempt whose world broke is no outcome and must not be in there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from math import comb, sqrt
 from statistics import NormalDist
 
@@ -56,6 +58,37 @@ def mean_pass_at_k(tasks: Outcomes, k: int) -> float | None:
     """`pass_at_k` averaged over the tasks with at least k outcomes; None where no task has that many."""
     values = [pass_at_k(len(o), sum(x >= 1.0 for x in o), k) for o in tasks.values() if len(o) >= k]
     return sum(values) / len(values) if values else None
+
+
+def majority_at_k(
+    votes: Sequence[tuple[Hashable | None, bool]], k: int, *, samples: int = 2000, seed: int = 0
+) -> float:
+    """Chance that the commonest answer of k attempts is right (maj@k), from all attempts of one task as (answer, right).
+
+    Averaged over every choice of k attempts, or over `samples` of them where there are more. Where several answers are equally
+    common, each counts in its share; None (no answer) has no vote, and nothing but those is wrong. Wang et al.,
+    "Self-Consistency Improves Chain of Thought Reasoning in Language Models", arXiv 2203.11171.
+    """
+    n = len(votes)
+    if not 1 <= k <= n:
+        raise ValueError(f"maj@{k} from {n} attempts; k must be between 1 and the attempts")
+    if comb(n, k) <= samples:
+        chosen: Iterable[Sequence[int]] = combinations(range(n), k)
+    else:
+        rng = np.random.default_rng(seed)
+        chosen = [rng.choice(n, k, replace=False) for _ in range(samples)]
+    values = [_majority([votes[i] for i in indices]) for indices in chosen]
+    return sum(values) / len(values)
+
+
+def _majority(votes: Sequence[tuple[Hashable | None, bool]]) -> float:
+    counts = Counter(answer for answer, _ in votes if answer is not None)
+    if not counts:
+        return 0.0
+    most = max(counts.values())
+    winners = [answer for answer, count in counts.items() if count == most]
+    right = {answer for answer, good in votes if good}
+    return sum(answer in right for answer in winners) / len(winners)
 
 
 def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:

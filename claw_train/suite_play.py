@@ -71,6 +71,7 @@ def attempt_of(trajectory: Trajectory, task: Task, index: int, seconds: float) -
         error=trajectory.error,
         dialogue=dialogue(trajectory),
         group=getattr(task, "group", ""),
+        calls=sum(m.role == "tool" for t in trajectory.turns for m in t.next_state or ()),
         trajectory=trajectory,
     )
 

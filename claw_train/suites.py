@@ -84,6 +84,8 @@ class Attempt:
     """(role, text) in order: for a person to read."""
     group: str = ""
     """Which of the world's groups the family belongs to; "": it has none."""
+    calls: int = 0
+    """Tool results that it got."""
     trajectory: Trajectory | None = field(default=None, compare=False, repr=False)
     """For custom metrics; not kept on disk."""
 
@@ -221,6 +223,7 @@ def score(attempts: Sequence[Attempt], ks: Sequence[int]) -> Report:
         "pass_at_k": {str(k): mean_pass_at_k(tasks, k) for k in ks},
         "infra_errors": len(attempts) - len(valid),
         "reward_mean": average(rewards),
+        "tool_use": average([float(a.calls > 0) for a in valid]),
         "turns_per_episode": average([a.turns for a in valid]),
         "tokens_per_episode": average([a.tokens for a in valid if a.tokens is not None]),
         "seconds_per_episode": average([a.seconds for a in valid]),

@@ -116,7 +116,10 @@ def teacher_token_share(counts: Mapping[str, float], rows: Sequence[Mapping[str,
 
 
 def _success(when: str, evaluation: Evaluation | None) -> Summary:
-    names = (f"success_{when}", f"success_{when}_ci", f"success_{when}_unseen", f"success_{when}_unseen_ci")
+    names = (
+        *(f"success_{when}", f"success_{when}_ci", f"success_{when}_unseen", f"success_{when}_unseen_ci"),
+        f"tool_use_{when}",
+    )
     if evaluation is None:
         return dict.fromkeys(names)
     seen = score(evaluation.seen_attempts, (1,))
@@ -126,6 +129,7 @@ def _success(when: str, evaluation: Evaluation | None) -> Summary:
         names[1]: seen["pass_at_1_wilson"],
         names[2]: unseen and unseen["pass_at_1"],
         names[3]: unseen and unseen["pass_at_1_wilson"],
+        names[4]: seen["tool_use"],
     }
 
 
@@ -148,6 +152,7 @@ def _by(ending: Ending, part: str) -> Summary:
             "tasks": known["tasks"],
             **{when: row and row["pass_at_1"] for when, row in rows.items()},
             **{f"{when}_ci": row and row["pass_at_1_wilson"] for when, row in rows.items()},
+            **{f"tool_use_{when}": row and row["tool_use"] for when, row in rows.items()},
         }
     return out
 
@@ -216,7 +221,22 @@ def headline(s: Summary) -> list[str]:
             f"Families never trained on: {percent(s['success_before_unseen'])} → {percent(s['success_after_unseen'])} "
             f"{interval(s['success_after_unseen_ci'])}"
         )
+    if tools_are_a_choice(s):
+        groups = [
+            f"{name} {percent(r['tool_use_before'])} → {percent(r['tool_use_after'])}"
+            for name, r in s["by_group"].items()
+        ]
+        lines.append(
+            f"Episodes that used a tool: {percent(s['tool_use_before'])} → {percent(s['tool_use_after'])}"
+            + (f" ({', '.join(groups)})" if groups else "")
+        )
     return lines
+
+
+def tools_are_a_choice(s: Summary) -> bool:
+    """Tools were used in some episodes and not in others: then how often is worth telling."""
+    shares = [s.get("tool_use_before"), s.get("tool_use_after")]
+    return any(share is not None and 0.0 < share < 1.0 for share in shares)
 
 
 def facts(s: Summary) -> list[str]:
@@ -283,15 +303,26 @@ def show(
 
 
 COLUMNS = ("", "tasks", "before", "after", "95 % interval after")
+TOOL_COLUMNS = ("tool use before", "after")
+"""Where using a tool is a choice."""
+
+
+def columns(s: Summary) -> tuple[str, ...]:
+    """Headings of the table."""
+    return (*COLUMNS, *TOOL_COLUMNS) if tools_are_a_choice(s) else COLUMNS
 
 
 def table_rows(s: Summary) -> list[tuple[str, ...]]:
-    """Cells under COLUMNS: the world's groups, then every family, unseen ones last."""
+    """Cells under `columns`: the world's groups, then every family, unseen ones last."""
     families = sorted(s["by_family"].items(), key=lambda item: (bool(item[1]["unseen"]), item[0]))
     named = [(f"all of {name}", row) for name, row in s["by_group"].items()]
     named += [(f"{name} (unseen)" if row["unseen"] else name, row) for name, row in families]
+    more = ("tool_use_before", "tool_use_after") if tools_are_a_choice(s) else ()
     return [
-        (label, str(r["tasks"]), percent(r["before"]), percent(r["after"]), interval(r["after_ci"]))
+        (
+            *(label, str(r["tasks"]), percent(r["before"]), percent(r["after"]), interval(r["after_ci"])),
+            *(percent(r[name]) for name in more),
+        )
         for label, r in named
     ]
 
@@ -299,7 +330,7 @@ def table_rows(s: Summary) -> list[tuple[str, ...]]:
 def success_table(s: Summary) -> Table:
     """Success by group and family before and after."""
     table = Table(box=None, header_style="dim", padding=(0, 2))
-    for i, column in enumerate(COLUMNS):
+    for i, column in enumerate(columns(s)):
         table.add_column(column, justify="right" if i else "left")
     for i, cells in enumerate(table_rows(s)):
         table.add_row(*cells, style="bold" if i < len(s["by_group"]) else "")
@@ -337,7 +368,8 @@ def markdown(
     out = [f"# claw · {s['env']} · {s['method']} · seed {s['seed']}", ""]
     out += [f"**{line}**  " for line in headline(s)] + [""]
     if s["by_family"]:
-        out += ["| " + " | ".join(COLUMNS) + " |", "|---|--:|--:|--:|--:|"]
+        head = columns(s)
+        out += ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
         out += ["| " + " | ".join(cells) + " |" for cells in table_rows(s)] + [""]
     out += [f"- {line}" for line in facts(s)] + ["", "![success over time](curve.png)", "", "## Examples", ""]
     for pair in pairs:

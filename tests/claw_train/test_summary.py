@@ -110,6 +110,8 @@ def test_every_key_that_is_promised(ending: Ending):
         "after": 0.8,
         "before_ci": list(wilson(1, 4)),
         "after_ci": list(wilson(4, 5)),
+        "tool_use_before": 0.0,
+        "tool_use_after": 0.0,
     }
     assert (s["env_steps_per_s"], s["tokens_per_s"], s["learner_wait_fraction"]) == (12.8, 128.0, 0.1)
     assert (s["staleness_mean"], s["staleness_max"]) == (0.5, 2)
