@@ -162,7 +162,7 @@ class Run:
         self.on_first: Callable[[], None] | None = None
         self.generated = 0
         self.version = 0
-        """Of the oldest weights that sampled any of it; known with the result."""
+        """Of the oldest weights that sampled any of it: those it began with."""
         self.left = False
         self.last = False
         """Whether the client said that its session is over with this reply."""
@@ -170,6 +170,7 @@ class Run:
 
     def start(self, policy: Policy, params: SamplingParams) -> None:
         """The choices are being sampled."""
+        self.version = policy.version
         for choice in self.choices:
             own = params if params.seed is None else replace(params, seed=params.seed + choice.index)
             task = asyncio.create_task(choice.work(policy, own))
@@ -218,7 +219,8 @@ class Run:
                     out.append(self._closing(what, first))
                 else:
                     logprobs = {"content": entries} if entries is not None else None
-                    out.append(self.head.chunk(index, first | self._delta(index, what), logprobs=logprobs))
+                    facts = self.facts(self.version) if first else {}
+                    out.append(self.head.chunk(index, first | self._delta(index, what), logprobs=logprobs, **facts))
             yield b"".join(out)
         if self.request.include_usage:
             yield self.head.event([], usage=self._usage(said))
