@@ -34,7 +34,7 @@ from claw_agents.eyes import Eyes
 from claw_agents.nano import NanoConfig
 from claw_agents.render import Writer, renderer_for
 from claw_agents.trajectory import Generation, Prompt
-from claw_envs import demonstrate, messages, smalltalk
+from claw_envs import demonstrate, generated, messages, smalltalk
 from claw_envs.env import Demonstration
 from claw_envs.errors import ConfigError
 from claw_envs.messages import assistant, with_hint
@@ -358,7 +358,7 @@ def recipe(env: str, config: SftConfig, size: NanoConfig, seed: int) -> str:
     files = sorted(Path(inspect.getfile(resolve(where))).parent.rglob("*.py"))
     files += [
         Path(__file__),
-        *(Path(inspect.getfile(m)) for m in (nano, render_compact, demonstrate, messages, smalltalk)),
+        *(Path(inspect.getfile(m)) for m in (nano, render_compact, demonstrate, generated, messages, smalltalk)),
     ]
     parts = [f.read_bytes() for f in files]
     parts.append(json.dumps([env, asdict(config), asdict(size), seed], sort_keys=True, default=str).encode())

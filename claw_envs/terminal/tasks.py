@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import overload
 
 from claw_envs.env import SPLITS, Grade, Task
 from claw_envs.errors import ConfigError
+from claw_envs.generated import Generated
 from claw_envs.sandbox import Limits, Sandbox, Sandboxes, SandboxSpec, Workspace
 from claw_envs.terminal.families import THANKS, Draft, Family, choose
 from claw_envs.terminal.tree import Tree, from_tar, to_tar, with_folders
@@ -90,45 +90,10 @@ def fingerprint(prompt: str, before: Tree) -> str:
     return hashlib.sha256(repr((prompt, sorted(with_folders(before).items()))).encode()).hexdigest()
 
 
-class GeneratedTasks(Sequence[GeneratedTask]):
-    """The tasks of some families in one split: number i is of family i modulo their number, drawn anew at each asking (0.2 ms).
+class GeneratedTasks(Generated[Family, GeneratedTask]):
+    """The tasks of some families in one split, drawn anew at each asking (0.2 ms)."""
 
-    The same arguments give the same tasks; a longer sequence begins with the shorter one.
-    """
-
-    def __init__(self, families: tuple[Family, ...], split: str, *, seed: int, count: int) -> None:
-        self.families = families
-        self.split = split
-        self.seed = seed
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> GeneratedTask: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[GeneratedTask]: ...
-    def __getitem__(self, index: int | slice) -> GeneratedTask | list[GeneratedTask]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._count))]
-        number, position = divmod(range(self._count)[index], len(self.families))
-        return self._draw(self.families[position], number)
-
-    def find(self, task_id: str) -> GeneratedTask | None:
-        """The task with this id, without drawing the others; None when there is none."""
-        name, _, rest = task_id.partition("/")
-        split, _, rest = rest.partition("/")
-        seed, _, number = rest.partition("/")
-        for position, family in enumerate(self.families):
-            if (name, split, seed) == (family.name, self.split, str(self.seed)) and number.isdecimal():
-                index = int(number) * len(self.families) + position
-                if index < self._count and self[index].id == task_id:
-                    return self[index]
-        return None
-
-    def _draw(self, family: Family, number: int) -> GeneratedTask:
-        task_id = f"{family.name}/{self.split}/{self.seed}/{number}"
+    def _draw(self, family: Family, number: int, task_id: str) -> GeneratedTask:
         rng = Random(task_id)
         while True:
             draft = family.draft(Draw(rng))
