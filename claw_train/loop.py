@@ -31,6 +31,7 @@ import numpy as np
 from claw_agents.trajectory import Stop, Trajectory
 from claw_envs.errors import ConfigError
 from claw_train.buffer import Buffer, Ready
+from claw_train.credit import UNGRADED, UNJUDGED
 from claw_train.journal import Journal, OpenGroup, Plan
 from claw_train.publish import Publisher
 from claw_train.rollout import Job, RolloutManager
@@ -376,7 +377,9 @@ class Loop:
             self._journal.judged(trajectory.id, {turn: verdict})
         credited = self._credit(Group(id, trajectory.task_id, (scored,)))
         key = (trajectory.id, turn)
-        credited = replace(credited, dropped={k: reason for k, reason in credited.dropped.items() if k == key})
+        # That a turn of a chat has no grade is nothing to tell; that nobody could judge it is.
+        dropped = {k: UNJUDGED if r == UNGRADED else r for k, r in credited.dropped.items() if k == key}
+        credited = replace(credited, dropped=dropped)
         self._hand_in(id, [scored], credited, trajectory.turns[turn].generation.policy_version)
 
     def _hand_in(self, id: str, scored: Sequence[Scored], credited: Credited, oldest: int | None) -> None:

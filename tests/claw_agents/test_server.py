@@ -56,6 +56,12 @@ class Gate:
             await self.open.wait()
 
 
+async def until(true):
+    """Waits for what happens on the other side of a socket."""
+    while not true():  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+
+
 class World:
     def __init__(self, policy, log, server, url):
         self.policy, self.log, self.server, self.url = policy, log, server, url
@@ -277,14 +283,11 @@ async def test_a_client_that_leaves_stops_the_engine_and_its_turn_is_recorded_as
         await gate.reached.wait()
         writer.close()
         await writer.wait_closed()
-        while b"claw_disconnects_total 1.0" not in w.server.meters.text():
-            await asyncio.sleep(0.005)
+        await until(lambda: b"claw_disconnects_total 1.0" in w.server.meters.text())
         gate.after = 10**9
         gate.open.set()
-        while not w.log.turns:
-            await asyncio.sleep(0.005)
-        while policy.running:
-            await asyncio.sleep(0.005)
+        await until(lambda: w.log.turns)
+        await until(lambda: not policy.running)
         turn = w.log.turns[0][2]
         assert turn.generation.finish == "abort"
         assert turn.action.text == bytes(turn.generation.tokens).decode()
@@ -301,8 +304,7 @@ async def test_a_client_that_leaves_before_the_first_token_costs_nothing():
         async with http(w) as h:
             with pytest.raises(httpx.ReadTimeout):
                 await h.post("/v1/chat/completions", json={"model": "claw", "messages": HI}, timeout=0.2)
-        while policy.running:
-            await asyncio.sleep(0.005)
+        await until(lambda: not policy.running)
         assert policy.cancelled == 1
         assert w.log.turns == []
 
