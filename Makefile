@@ -2,6 +2,7 @@
 #   make train [ENV=terminal] [METHOD=grpo] [ARGS="seed=1 loop.budget_s=60"]
 #   make test   what every change must pass         make test-all   the longer proofs too
 #   make docker our own base images in the engine at DOCKER_HOST       make test-docker   the tests that need an engine
+#   make gui    the programs of a desktop, for env=gui                    make test-gui, make test-vm     the tests that need them
 #   make lint   ruff, its formatter and pyright     make lock       new locks from what is installed
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -11,7 +12,7 @@ METHOD ?= grpo
 ARGS ?=
 QUICK := not slow and not docker and not gui and not vm
 
-.PHONY: train test test-all slow lint lock docker test-docker
+.PHONY: train test test-all slow lint lock docker test-docker gui test-gui test-vm
 
 train: .venv/installed-train
 	$(PY) -m claw_train +env=$(ENV) +method=$(METHOD) $(ARGS)
@@ -29,6 +30,15 @@ docker: .venv/installed-dev
 
 test-docker: .venv/installed-dev
 	$(PY) -m pytest -m docker $(ARGS)
+
+gui: .venv/installed-dev
+	PYTHON=$(PY) docker/gui.sh packages
+
+test-gui: .venv/installed-dev
+	$(PY) -m pytest -m "gui and not vm and not docker" $(ARGS)
+
+test-vm: .venv/installed-dev
+	$(PY) -m pytest -m vm $(ARGS)
 
 lint: .venv/installed-dev
 	$(PY) -m ruff check .

@@ -28,6 +28,8 @@ class World:
     """`demonstrations(count, seed, **options) -> Iterator[Demonstration]` over the train split; None: there are none."""
     groups: tuple[str, ...] = ()
     """Groups of families that `load(split, families=GROUP)` knows and that results are reported apart by; (): there are none."""
+    missing: str | None = None
+    """`missing() -> Sequence[str]`: what the world needs of this machine and does not find; None: it needs nothing."""
 
 
 WORLDS: dict[str, World] = {
@@ -49,6 +51,15 @@ WORLDS: dict[str, World] = {
             "claw_envs.swe.env:SweEnv",
             "claw_envs.swe.tasks:load",
             "claw_envs.swe.demos:demonstrations",
+        ),
+        World(
+            "gui",
+            "claw/GUI-v0",
+            "tasks on a real desktop, graded on files, windows and what applications show",
+            "claw_envs.gui.env:GuiEnv",
+            "claw_envs.gui.tasks:load",
+            "claw_envs.gui.demos:demonstrations",
+            missing="claw_envs.gui.providers:missing_here",
         ),
         World(
             "toolcall",

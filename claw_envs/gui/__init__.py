@@ -1,0 +1,1 @@
+"""Desktops: screenshots and an accessibility tree in, mouse and keyboard out."""

@@ -1,0 +1,62 @@
+"""The guest as one file: a zip of `claw_envs/gui/guest` and of pyautogui, which any python3 runs.
+
+Holds compiled code for the Python that made it beside the sources, so that a guest of the same version starts faster.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import marshal
+import zipfile
+from functools import lru_cache
+from importlib.machinery import SOURCE_SUFFIXES
+from pathlib import Path
+
+from claw_envs.errors import ConfigError
+
+GUEST = Path(__file__).parent / "guest"
+PACKAGES = ("pyautogui", "pytweening", "pyscreeze")
+"""Pure Python, from this interpreter's own packages; what runs an action in the guest."""
+_MAIN = "from guest.__main__ import main\nmain()\n"
+
+
+@lru_cache(maxsize=1)
+def bundle() -> bytes:
+    """The file. Raises ConfigError where pyautogui is not installed."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        _add(archive, "__main__.py", _MAIN.encode(), compiled=False)
+        for path in sorted(GUEST.glob("*.py")):
+            _add(archive, f"guest/{path.name}", path.read_bytes())
+        for package in PACKAGES:
+            for name, content in _sources(package):
+                _add(archive, name, content)
+    return out.getvalue()
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes, *, compiled: bool = True) -> None:
+    # A fixed date: the same sources make the same file.
+    archive.writestr(zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
+    if compiled:
+        code = marshal.dumps(compile(content, name, "exec", dont_inherit=True))
+        head = importlib.util.MAGIC_NUMBER + (0).to_bytes(4, "little") + _stamp() + len(content).to_bytes(4, "little")
+        archive.writestr(zipfile.ZipInfo(name + "c", (2020, 1, 1, 0, 0, 0)), head + code, zipfile.ZIP_DEFLATED)
+
+
+def _stamp() -> bytes:
+    """The time of the sources as zipimport compares it: local, to two seconds."""
+    import time
+
+    return int(time.mktime((2020, 1, 1, 0, 0, 0, 0, 0, -1))).to_bytes(4, "little")
+
+
+def _sources(package: str) -> list[tuple[str, bytes]]:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"{package} is not installed, and desktops need it in their guests: make gui")
+    origin = Path(spec.origin)
+    if origin.name != "__init__.py":
+        return [(origin.name, origin.read_bytes())]
+    files = [p for p in sorted(origin.parent.rglob("*")) if p.suffix in SOURCE_SUFFIXES and "_win" not in p.stem]
+    return [(str(p.relative_to(origin.parent.parent)), p.read_bytes()) for p in files if "osx" not in p.stem]

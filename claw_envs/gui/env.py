@@ -1,0 +1,207 @@
+"""GuiEnv: a policy works on a real desktop until it says DONE or FAIL; a checking person then says what is right or wrong.
+
+One tool, named after the action space (see `actions`); one action may call it several times. What cannot be read or done is
+answered and the episode goes on. An observation is text (what went wrong, and the accessibility tree in a few lines) and a
+screenshot of the screen at rest. What ends the episode is answered by THANKS or one sentence about what is wrong with the result.
+At the turn limit the desktop is judged as it stands.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from claw_envs.env import AgentEnv, Grade
+from claw_envs.errors import ConfigError
+from claw_envs.gui.a11y import linearize
+from claw_envs.gui.actions import SIGNS, Mistake, Move, moves_of, tool_of
+from claw_envs.gui.client import Desktop, Refusal, Shot
+from claw_envs.gui.providers import Machine, Provider, make_provider
+from claw_envs.gui.tasks import Ending, GeneratedTasks, GuiTask, load
+from claw_envs.messages import Action, Message, Observation, ToolCall, system, tool_result, user
+
+SYSTEM = "Use the desktop, then say DONE."
+MAX_CALLS = 8
+"""Calls of one action that are answered; more are refused."""
+RESTLESS = "The screen is still changing."
+Sees = Literal["both", "tree", "screenshot"]
+SEES: tuple[Sees, ...] = ("both", "tree", "screenshot")
+
+
+class GuiEnv(AgentEnv[GuiTask]):
+    """See the module. `tasks`: a sequence of GuiTask; a path of OSWorld task files; None: the generated ones of `split`, as
+    `tasks.load` gives them for `families` and `task_seed`.
+
+    `provider`: where desktops come from, by name with `provider_options`, or a Provider. `sees`: what an observation holds.
+    `tree_tokens`: most tokens of the tree's text, as a word-level vocabulary counts them. `action_limit_s`: longest run of one
+    piece of code. `settle_s`: longest wait for a screen to come to rest. `wait_s`: what WAIT waits.
+
+    Reward: see `tasks` for generated tasks and `osworld` for OSWorld's.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 2}  # noqa: RUF012
+
+    def __init__(
+        self,
+        tasks: Sequence[GuiTask] | str | Path | None = None,
+        *,
+        split: str = "train",
+        families: str | Sequence[str] | None = None,
+        task_seed: int = 0,
+        provider: str | Provider = "namespace",
+        provider_options: Mapping[str, Any] | None = None,
+        action_space: str = "pyautogui",
+        sees: str = "both",
+        tree_tokens: int = 256,
+        max_turns: int = 15,
+        action_limit_s: float = 10.0,
+        settle_s: float = 3.0,
+        wait_s: float = 0.5,
+        render_mode: str | None = None,
+    ) -> None:
+        if sees not in SEES:
+            raise ConfigError(f"sees is {sees!r}; there are: {', '.join(SEES)}")
+        for name, value in (("tree_tokens", tree_tokens), ("action_limit_s", action_limit_s), ("settle_s", settle_s)):
+            if value <= 0:
+                raise ConfigError(f"{name} is {value}; it must be above 0")
+        if tasks is None or isinstance(tasks, str | Path):
+            tasks = load(split, families=families, seed=task_seed, path=tasks)
+        self.tools = (tool_of(action_space),)
+        super().__init__(tasks, max_turns=max_turns, render_mode=render_mode)
+        self.space, self.sees, self.tree_tokens = action_space, sees, tree_tokens
+        self.action_limit_s, self.settle_s, self.wait_s = action_limit_s, settle_s, wait_s
+        self._provider = (provider, dict(provider_options or {}))
+        self._machine: Machine | None = None
+        self._running: GuiTask | None = None
+        self._shot: Shot | None = None
+        self._failed = False
+        self._ending: Ending | None = None
+
+    @property
+    def provider(self) -> Provider:
+        """Where desktops come from; started when it is first needed, and shared with all environments of this process."""
+        name, options = self._provider
+        return make_provider(name, **options)
+
+    @property
+    def desktop(self) -> Desktop:
+        """The desktop of the running episode."""
+        assert self._machine is not None, "no episode runs"
+        return self._machine.desktop
+
+    def task(self, task_id: str) -> GuiTask:
+        if isinstance(self.tasks, GeneratedTasks) and (found := self.tasks.find(task_id)) is not None:
+            return found
+        return super().task(task_id)
+
+    def render(self) -> Any:
+        """The last screenshot, uint8 [H, W, 3] (mode "rgb_array"); the transcript (mode "ansi"); None without a mode."""
+        if self.render_mode != "rgb_array":
+            return super().render()
+        shot = self._shot or (self.desktop.screenshot() if self._machine is not None else None)
+        return np.zeros((0, 0, 3), np.uint8) if shot is None else pixels(shot.png)
+
+    # ---- the three hooks
+
+    def _start(self, task: GuiTask) -> Observation:
+        self._failed, self._ending, self._shot, self._running = False, None, None, task
+        self._machine = self.provider.start()
+        task.open(self.desktop)
+        text, images = self._look()
+        return (system(SYSTEM), user(f"{task.prompt}\n{text}" if text else task.prompt, *images))
+
+    def _respond(self, action: Action) -> tuple[Observation, bool]:
+        moves = moves_of(action, self.space, self.provider.size)
+        said: list[str] = []
+        ended = False
+        for i, (_, move) in enumerate(moves):
+            if i >= MAX_CALLS:
+                said.append(f"Error: more than {MAX_CALLS} calls in one turn.")
+                break
+            said.append(f"Error: {move}" if isinstance(move, Mistake) else self._do(move))
+            if not isinstance(move, Mistake) and move.sign in ("DONE", "FAIL"):
+                self._failed, ended = move.sign == "FAIL", True
+                break
+        calls = [call for call, _ in moves[: len(said)]]
+        if ended:
+            return self._last(calls, said)
+        text, images = self._look()
+        return self._answers(calls, said, text, images), False
+
+    def _grade(self, task: GuiTask) -> Grade:
+        return (self._ending or task.judge(self.desktop, failed=self._failed)).grade
+
+    def _stop(self) -> None:
+        machine, self._machine, self._running = self._machine, None, None
+        if machine is not None:
+            machine.close()
+
+    # ---- acting and looking
+
+    def _do(self, move: Move) -> str:
+        """What came of it: "" where all went well."""
+        if move.sign == "WAIT":
+            time.sleep(move.wait_s or self.wait_s)
+        if not move.code:
+            return ""
+        done = self.desktop.act(move.code, limit_s=self.action_limit_s)
+        output = done.output.strip()[:500]
+        return "\n".join(part for part in (output, f"Error: {done.error[:500]}" if not done.ok else "") if part)
+
+    def _look(self) -> tuple[str, tuple[bytes, ...]]:
+        """Tree and screenshot of the screen at rest."""
+        shot = self.desktop.settled(
+            longest_s=self.settle_s, image=self.sees != "tree" or self.render_mode == "rgb_array"
+        )
+        if shot.png:
+            self._shot = shot
+        parts = [] if shot.settled else [RESTLESS]
+        if self.sees != "screenshot":
+            parts.append(self._tree())
+        return "\n".join(p for p in parts if p), (shot.png,) if self.sees != "tree" and shot.png else ()
+
+    def _tree(self) -> str:
+        try:
+            return linearize(self.desktop.tree(), size=self.provider.size, max_tokens=self.tree_tokens)
+        except Refusal as refusal:
+            return f"The accessibility tree cannot be read: {refusal}"
+
+    def _answers(
+        self, calls: Sequence[ToolCall | None], said: Sequence[str], text: str, images: tuple[bytes, ...]
+    ) -> Observation:
+        """One message for each call, the view on the last; a user's where no tool was called."""
+        last = "\n".join(p for p in (said[-1], text) if p) or "Done."
+        before = [_message(call, words or "Done.") for call, words in zip(calls[:-1], said[:-1], strict=True)]
+        return (*before, _message(calls[-1], last, *images))
+
+    def _last(self, calls: Sequence[ToolCall | None], said: Sequence[str]) -> tuple[Observation, bool]:
+        """What a checking person says, after the screen has come to rest: an action's effect may still be on its way."""
+        task = self._running
+        assert task is not None
+        shot = self.desktop.settled(
+            longest_s=self.settle_s, image=self.sees != "tree" or self.render_mode == "rgb_array"
+        )
+        self._shot = shot if shot.png else self._shot
+        self._ending = task.judge(self.desktop, failed=self._failed)
+        images = (shot.png,) if self.sees != "tree" and shot.png else ()
+        before = [_message(call, words) for call, words in zip(calls, said, strict=True) if words]
+        return (*before, user(self._ending.said or "The episode is over.", *images)), True
+
+
+def _message(call: ToolCall | None, text: str, *images: bytes) -> Message:
+    return user(text, *images) if call is None else tool_result(text, call.id or None, *images)
+
+
+def pixels(png: bytes) -> np.ndarray:
+    """A PNG as uint8 [H, W, 3]."""
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+__all__ = ["SIGNS", "SYSTEM", "GuiEnv", "pixels"]

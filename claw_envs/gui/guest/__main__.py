@@ -1,0 +1,76 @@
+"""One command starts a desktop: `python3 claw-guest.pyz serve [--size 1280x800] [--pipes | --bind 127.0.0.1:5000]`.
+
+`--token-file FILE`: requests must carry the file's content as `Authorization: Bearer …`. The other two commands, `hands` and
+`tree`, are its own workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+
+
+def serve(argv: list[str]) -> None:
+    """Runs until its pipes end, or for good on a port."""
+    parser = argparse.ArgumentParser(prog="claw-guest serve")
+    parser.add_argument("--size", default="1280x800")
+    parser.add_argument("--pipes", action="store_true")
+    parser.add_argument("--bind", default="127.0.0.1:5000")
+    parser.add_argument("--home", default=os.environ.get("HOME", "/root"))
+    parser.add_argument("--workdir", default="")
+    parser.add_argument("--token-file", default="")
+    chosen = parser.parse_args(argv)
+    from guest.routes import Routes, Server, serve_pipes
+    from guest.session import Session, SessionProblem
+
+    width, _, height = chosen.size.partition("x")
+    token = ""
+    if chosen.token_file:
+        with open(chosen.token_file, encoding="utf-8") as file:
+            token = file.read().strip()
+    session = Session((int(width), int(height)), home=chosen.home, workdir=chosen.workdir or chosen.home)
+    routes = Routes(session, token)
+    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+
+    def start() -> None:
+        try:
+            session.start()
+        except (SessionProblem, OSError) as error:
+            session.state = f"dead: {error}"
+
+    if chosen.pipes:
+        threading.Thread(target=start, daemon=True).start()
+        try:
+            serve_pipes(routes, source, sink)
+        finally:
+            session.stop()
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    host, _, port = chosen.bind.rpartition(":")
+    with Server((host, int(port)), routes) as server:
+        threading.Thread(target=start, daemon=True).start()
+        try:
+            server.serve_forever()
+        finally:
+            session.stop()
+
+
+def main() -> None:
+    command, *rest = sys.argv[1:] or ["serve"]
+    if command == "hands":
+        from guest.hands import main as run
+    elif command == "tree":
+        from guest.tree import main as run
+    elif command == "serve":
+        return serve(rest)
+    else:
+        sys.exit(f"claw-guest: {command!r} is none of serve, hands, tree")
+    return run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""The process that acts: runs pyautogui source text, one piece after the other, on a connection of its own.
+
+pyautogui is the real package, with this module where its X11 half would be: keys come from the server's own layout (upstream
+types `>` for `<` and drops what the layout lacks), and nothing waits for a display library of its own to load.
+Speaks lines of JSON: {"code"} in, {"status", "output", "error", "returncode"} out. What must be limited in time is limited by
+whoever started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from guest.x11 import Display
+
+_BUTTONS = {"left": 1, "middle": 2, "right": 3, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 7: 7}
+_NAMES = {
+    "enter": "Return", "return": "Return", "\n": "Return", "\r": "Return", "tab": "Tab", "\t": "Tab", "\b": "BackSpace",
+    "backspace": "BackSpace", "esc": "Escape", "escape": "Escape", "delete": "Delete", "del": "Delete", "insert": "Insert",
+    "home": "Home", "end": "End", "pageup": "Prior", "pgup": "Prior", "pagedown": "Next", "pgdn": "Next", "up": "Up",
+    "down": "Down", "left": "Left", "right": "Right", "shift": "Shift_L", "shiftleft": "Shift_L", "shiftright": "Shift_R",
+    "ctrl": "Control_L", "ctrlleft": "Control_L", "ctrlright": "Control_R", "alt": "Alt_L", "altleft": "Alt_L",
+    "altright": "Alt_R", "win": "Super_L", "winleft": "Super_L", "winright": "Super_R", "command": "Super_L",
+    "option": "Alt_L", "optionleft": "Alt_L", "optionright": "Alt_R", "fn": "Super_L", "capslock": "Caps_Lock",
+    "numlock": "Num_Lock", "scrolllock": "Scroll_Lock", "space": "space", "apps": "Menu", "menu": "Menu", "pause": "Pause",
+    "printscreen": "Print", "prtsc": "Print", "prtscr": "Print", "prntscrn": "Print", "print": "Print", "select": "Select",
+    "execute": "Execute", "help": "Help", "clear": "Clear", "add": "KP_Add", "subtract": "KP_Subtract",
+    "multiply": "KP_Multiply", "divide": "KP_Divide", "decimal": "KP_Decimal", "separator": "KP_Separator",
+    **{f"f{i}": f"F{i}" for i in range(1, 25)}, **{f"num{i}": f"KP_{i}" for i in range(10)},
+}  # fmt: skip
+_MOST_OUTPUT = 20_000
+_DRAG_STEPS = 8
+
+
+def platform_module(display: Display) -> ModuleType:
+    """What pyautogui asks of the platform, over `display`."""
+    module = ModuleType("pyautogui._pyautogui_x11")
+    codes: dict[str, int] = {}
+
+    def code_of(key: Any) -> tuple[int, bool]:
+        if isinstance(key, int):
+            return key, False
+        if key not in codes and len(key) == 1 and key not in _NAMES:
+            codes[key] = display.keysym(key)
+        keysym = codes.get(key) or display.keysym(_NAMES.get(key) or key)
+        return display.keycode(keysym)
+
+    shift = display.keycode(display.keysym("Shift_L"))[0]
+
+    def key_down(key: Any) -> None:
+        code, shifted = code_of(key)
+        if shifted:
+            display.key(shift, True)
+        display.key(code, True)
+        if shifted:
+            display.key(shift, False)
+
+    def move(x: float, y: float) -> None:
+        width, height = display.size
+        if not (0 <= x < width and 0 <= y < height):
+            raise ValueError(f"({int(x)}, {int(y)}) is off the screen, which is {width} x {height}")
+        display.move(int(x), int(y))
+
+    def button(x: int | None, y: int | None, which: Any, down: bool) -> None:
+        if x is not None and y is not None:
+            move(x, y)
+        display.button(_BUTTONS[which], down)
+
+    def click(x: int | None, y: int | None, which: Any) -> None:
+        button(x, y, which, True)
+        button(x, y, which, False)
+
+    def multi_click(x: int, y: int, which: Any, times: int, interval: float = 0.0) -> None:
+        for _ in range(times):
+            click(x, y, which)
+
+    def drag(x: int, y: int, which: Any) -> None:
+        """In small steps: toolkits take a single long one for no drag."""
+        from_x, from_y = display.pointer()
+        for i in range(1, _DRAG_STEPS + 1):
+            move(from_x + (int(x) - from_x) * i // _DRAG_STEPS, from_y + (int(y) - from_y) * i // _DRAG_STEPS)
+            time.sleep(0.004)
+
+    def scroll(clicks: float, x: int | None, y: int | None, more: int, less: int) -> None:
+        for _ in range(min(abs(int(clicks)), 1000)):
+            click(x, y, more if clicks > 0 else less)
+
+    module.keyboardMapping = _Keys()  # type: ignore[attr-defined]
+    functions: Mapping[str, Any] = {
+        "_position": display.pointer,
+        "_size": lambda: display.size,
+        "_mouse_is_swapped": lambda: False,
+        "_moveTo": move,
+        "_dragTo": drag,
+        "_mouseDown": lambda x, y, which: button(x, y, which, True),
+        "_mouseUp": lambda x, y, which: button(x, y, which, False),
+        "_click": click,
+        "_multiClick": multi_click,
+        "_vscroll": lambda n, x=None, y=None: scroll(n, x, y, 4, 5),
+        "_scroll": lambda n, x=None, y=None: scroll(n, x, y, 4, 5),
+        "_hscroll": lambda n, x=None, y=None: scroll(n, x, y, 7, 6),
+        "_keyDown": key_down,
+        "_keyUp": lambda key: display.key(code_of(key)[0], False),
+    }
+    for name, function in functions.items():
+        setattr(module, name, function)
+    return module
+
+
+class _Keys(dict[str, int]):
+    """Every single character and every key name can be pressed; other words cannot, and pyautogui then passes over them."""
+
+    def __contains__(self, key: object) -> bool:
+        return self.get(key) is not None
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return 1 if isinstance(key, str) and (len(key) == 1 or key in _NAMES) else default
+
+    def __getitem__(self, key: str) -> int:
+        return 1
+
+
+def load(display: Display) -> ModuleType:
+    """The real pyautogui on `display`, without its pauses. Raises ImportError where it is not installed."""
+    sys.modules["pyautogui._pyautogui_x11"] = platform_module(display)
+    for name in ("mouseinfo", "pymsgbox", "pyscreeze"):  # they want tkinter or load slowly, and pyautogui does without
+        sys.modules[name] = None  # type: ignore[assignment]
+    import pyautogui
+
+    for name in ("mouseinfo", "pymsgbox", "pyscreeze"):
+        del sys.modules[name]
+    setattr(pyautogui, "platformModule", sys.modules["pyautogui._pyautogui_x11"])  # noqa: B010 (it declares no such name)
+    pyautogui.FAILSAFE = False
+    pyautogui.PAUSE = 0
+    pyautogui.MINIMUM_SLEEP = 0.005
+    pyautogui.DARWIN_CATCH_UP_TIME = 0
+    plain_press, plain_hotkey, plain_down = pyautogui.press, pyautogui.hotkey, pyautogui.keyDown
+    for name, plain in (("press", plain_press), ("hotkey", plain_hotkey), ("keyDown", plain_down)):
+        setattr(pyautogui, name, _strict(plain))
+    return pyautogui
+
+
+def _strict(function: Any) -> Any:
+    """`function`, which refuses keys that do not exist instead of passing over them in silence."""
+
+    def checked(*keys: Any, **more: Any) -> Any:
+        for key in keys[:1] if function.__name__ != "hotkey" else keys:
+            for one in [key] if isinstance(key, str) else key if isinstance(key, list | tuple) else []:
+                name = one.lower() if len(one) > 1 else one
+                if len(name) != 1 and name not in _NAMES:
+                    raise ValueError(f"there is no key {one!r}; keys are single characters and names such as {_SOME}")
+        return function(*keys, **more)
+
+    checked.__name__ = function.__name__
+    checked.__doc__ = function.__doc__
+    return checked
+
+
+_SOME = "enter, tab, esc, backspace, delete, up, down, left, right, home, end, ctrl, alt, shift, f1"
+
+
+def run(code: str, names: dict[str, Any]) -> dict[str, Any]:
+    """Runs `code` as a script of its own; what it prints and how it failed."""
+    out = io.StringIO()
+    try:
+        compiled = compile(code, "<action>", "exec")
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            exec(compiled, names)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        return _answer(out, "" if status == 0 else f"SystemExit: {end.code}", status)
+    except BaseException as error:  # noqa: BLE001 (whatever a policy's code does wrong is what it is told)
+        return _answer(out, _told(error), 1)
+    return _answer(out, "", 0)
+
+
+def _told(error: BaseException) -> str:
+    """The error with the line of the action that it happened in."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} (line {error.lineno})"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == "<action>"]
+    return f"{type(error).__name__}: {str(error)[:500]}" + (f" (line {lines[-1]})" if lines else "")
+
+
+def _answer(out: io.StringIO, error: str, code: int) -> dict[str, Any]:
+    text = out.getvalue()[:_MOST_OUTPUT]
+    return {"status": "success", "output": text, "error": error, "returncode": code}
+
+
+def main() -> None:
+    """Serves until stdin ends."""
+    requests, answers = sys.stdin, os.fdopen(os.dup(1), "w")
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 1)  # what an action's child processes print is nobody's answer
+    sys.stdin = os.fdopen(os.dup(null))
+    display = Display()
+    problem = ""
+    try:
+        load(display)
+    except ImportError as error:
+        problem = f"pyautogui is not in this guest: {error}"
+    answers.write(json.dumps({"ready": not problem, "error": problem}) + "\n")
+    answers.flush()
+    for line in requests:
+        request = json.loads(line)
+        done = run(request["code"], {"__name__": "__main__"})
+        display.sync()
+        answers.write(json.dumps(done) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

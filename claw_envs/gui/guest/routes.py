@@ -1,0 +1,438 @@
+"""OSWorld's HTTP routes, and a few of our own, over one session; the same over TCP and over this process's own pipes.
+
+Every route ends: what runs longer than its limit is killed and answered as an error. Only /execute and what is like it may take
+two minutes. Knows no policy and no task.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import socketserver
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler
+from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+from guest import files
+from guest.screen import png
+from guest.session import Session, SessionProblem
+
+EXECUTE_S = 120.0
+"""Longest /execute, as upstream."""
+ACT_S = 30.0
+"""Longest run of pyautogui code; then it is killed."""
+TREE_S = 20.0
+"""Longest accessibility walk; then its process is killed."""
+MAX_BODY = 256 << 20
+_PYTHONS = ("python", "python3", "/usr/bin/python", "/usr/bin/python3")
+
+
+class Request(NamedTuple):
+    """One request. `form` holds multipart or urlencoded fields."""
+
+    path: str
+    query: Mapping[str, str]
+    body: bytes
+    kind: str
+
+    def json(self) -> dict[str, Any]:
+        """The body as a JSON object. Raises ValueError."""
+        value = json.loads(self.body or b"{}")
+        if not isinstance(value, dict):
+            raise ValueError("the body must be a JSON object")
+        return value
+
+    def form(self) -> dict[str, bytes]:
+        """Form fields, files among them. Raises ValueError."""
+        if self.kind.startswith("multipart/form-data"):
+            return _multipart(self.body, self.kind)
+        if self.kind.startswith("application/json"):
+            return {k: str(v).encode() for k, v in self.json().items()}
+        return {k: v[0].encode() for k, v in parse_qs(self.body.decode()).items()}
+
+
+def _multipart(body: bytes, kind: str) -> dict[str, bytes]:
+    """The fields of a multipart form by name (RFC 7578)."""
+    mark = kind.partition("boundary=")[2].split(";")[0].strip().strip('"')
+    if not mark:
+        raise ValueError("a multipart form without a boundary")
+    out: dict[str, bytes] = {}
+    for part in (b"\r\n" + body).split(b"\r\n--" + mark.encode())[1:]:
+        head, found, content = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
+        name = head.partition(b'name="')[2].partition(b'"')[0]
+        if found and name:
+            out[name.decode()] = content
+    return out
+
+
+class Answer(NamedTuple):
+    """One answer."""
+
+    status: int
+    body: bytes
+    kind: str = "application/json"
+    headers: Mapping[str, str] = {}
+
+
+def of_json(value: Any, status: int = 200) -> Answer:
+    return Answer(status, json.dumps(value).encode())
+
+
+def of_text(text: str, status: int = 200) -> Answer:
+    return Answer(status, text.encode(), "text/plain; charset=utf-8")
+
+
+def problem(text: str, status: int = 400) -> Answer:
+    """What was wrong, as JSON."""
+    return of_json({"status": "error", "message": text, "error": text}, status)
+
+
+class Routes:
+    """What each route does."""
+
+    def __init__(self, session: Session, token: str = "") -> None:
+        self.session = session
+        self._token = token
+        self._one = threading.Lock()
+        """Actions, resets and walks are one at a time."""
+        self._get: dict[str, Callable[[Request], Answer]] = {
+            "/screenshot": self.screenshot, "/accessibility": self.accessibility, "/terminal": self.terminal,
+            "/platform": lambda r: of_text("Linux"), "/cursor_position": self.cursor_position,
+            "/claw/state": lambda r: of_json({"state": session.state}), "/claw/windows": self.windows,
+        }  # fmt: skip
+        self._post: dict[str, Callable[[Request], Answer]] = {
+            "/execute": self.execute, "/setup/execute": self.execute, "/run_python": self.run_python,
+            "/run_bash_script": self.run_bash_script, "/setup/execute_with_verification": self.execute_verified,
+            "/setup/launch": self.launch, "/setup/upload": self.upload, "/setup/download_file": self.download_file,
+            "/setup/open_file": self.open_file, "/setup/activate_window": lambda r: self.act_on(r, "activate"),
+            "/setup/close_window": lambda r: self.act_on(r, "close"), "/setup/change_wallpaper": self.change_wallpaper,
+            "/file": self.file, "/screen_size": self.screen_size, "/window_size": self.window_size,
+            "/desktop_path": lambda r: of_json({"desktop_path": os.path.join(session.home, "Desktop")}),
+            "/wallpaper": self.wallpaper, "/list_directory": self.list_directory,
+            "/start_recording": self.no_recording, "/end_recording": self.no_recording,
+            "/claw/settled": self.settled, "/claw/reset": self.reset, "/claw/files": self.all_files,
+        }  # fmt: skip
+
+    def answer(self, method: str, target: str, body: bytes, kind: str, token: str) -> Answer:
+        """The answer to one request; never raises."""
+        if self._token and not hmac.compare_digest(token, self._token):
+            return problem("the token is missing or wrong", 401)
+        parts = urlsplit(target)
+        routes = {"GET": self._get, "POST": self._post}.get(method, {})
+        route = routes.get(parts.path)
+        if route is None:
+            other = self._post if method == "GET" else self._get
+            return problem(f"{method} {parts.path}: " + ("wrong method" if parts.path in other else "no such route"),
+                           405 if parts.path in other else 404)  # fmt: skip
+        if self.session.state != "ready" and parts.path != "/claw/state":
+            return problem(f"the desktop is not ready: {self.session.state}", 503)
+        query = {k: v[0] for k, v in parse_qs(parts.query).items()}
+        try:
+            return route(Request(parts.path, query, body, kind))
+        except (ValueError, KeyError, TypeError) as error:
+            return problem(f"{parts.path}: {type(error).__name__}: {error}")
+        except SessionProblem as error:
+            self.session.state = f"dead: {error}"
+            return problem(self.session.state, 503)
+        except OSError as error:
+            return problem(f"{parts.path}: {error}", 500)
+
+    # ---- looking
+
+    def screenshot(self, r: Request) -> Answer:
+        self.session.check()
+        return Answer(200, png(self.session.screen.frame()), "image/png")
+
+    def settled(self, r: Request) -> Answer:
+        """A screenshot of the screen at rest: {"start_s", "quiet_s", "longest_s"} in, PNG and X-Claw-* headers out."""
+        wanted = r.json()
+        self.session.check()
+        done = self.session.screen.settle(
+            start_s=float(wanted.get("start_s", 0.05)), quiet_s=float(wanted.get("quiet_s", 0.05)),
+            longest_s=min(30.0, float(wanted.get("longest_s", 3.0))), busy=self.session.busy,
+        )  # fmt: skip
+        headers = {"X-Claw-Settled": str(int(done.settled)), "X-Claw-Changed": str(int(done.changed))}
+        body = png(done.frame) if wanted.get("image", True) else b""
+        return Answer(200, body, "image/png", headers)
+
+    def accessibility(self, r: Request) -> Answer:
+        showing = r.query.get("showing") == "1"
+        nodes = max(1, min(20_000, int(r.query.get("nodes", "4000"))))
+        windows = [w._asdict() for w in self.session.windows()]
+        answer = self.session.tree.ask({"showing": showing, "nodes": nodes, "windows": windows}, TREE_S)
+        if answer is None:
+            return problem(f"no accessibility tree within {TREE_S:g} s", 504)
+        return of_json({"AT": answer["AT"], "nodes": answer["nodes"], "cut": answer["cut"]})
+
+    def terminal(self, r: Request) -> Answer:
+        """Text of the active accessible terminal, "" where there is none. Also what tells that the desktop is ready."""
+        self.session.check()
+        return of_json({"output": "", "status": "success"})
+
+    def cursor_position(self, r: Request) -> Answer:
+        with self.session._lock:
+            return of_json(list(self.session.display.pointer()))
+
+    def windows(self, r: Request) -> Answer:
+        return of_json([w._asdict() for w in self.session.windows()])
+
+    def screen_size(self, r: Request) -> Answer:
+        return of_json({"width": self.session.size[0], "height": self.session.size[1]})
+
+    def window_size(self, r: Request) -> Answer:
+        name = r.form()["app_class_name"].decode()
+        window = self.session.find(name, strict=False, by_class=True)
+        if window is None:
+            return problem(f"there is no window of class {name!r}", 404)
+        return of_json({"width": window.width, "height": window.height})
+
+    # ---- acting
+
+    def execute(self, r: Request) -> Answer:
+        wanted = r.json()
+        command, shell = wanted.get("command"), bool(wanted.get("shell", False))
+        if not command or not isinstance(command, str | list):
+            return problem("command must be a text or a list of texts")
+        if isinstance(command, list):
+            command = [str(part) for part in command]
+            if (
+                not shell
+                and len(command) == 3
+                and command[0] in _PYTHONS
+                and command[1] == "-c"
+                and "pyautogui" in command[2]
+            ):
+                return of_json(self._act(command[2], min(ACT_S, float(wanted.get("timeout", ACT_S)))))
+        return of_json(self._run(command, shell, EXECUTE_S))
+
+    def _act(self, code: str, limit_s: float) -> dict[str, Any]:
+        with self._one:
+            done = self.session.hands.ask({"code": code}, limit_s)
+            if done is None:
+                with self.session._lock:
+                    self.session.display.release_all()
+        if done is None:
+            said = f"TimeoutError: the code was stopped after {limit_s:g} s"
+            return {"status": "error", "message": said, "output": "", "error": said, "returncode": -9}
+        return done
+
+    def _run(self, command: str | list[str], shell: bool, limit_s: float, cwd: str | None = None) -> dict[str, Any]:
+        if isinstance(command, str) and not shell:
+            import shlex
+
+            command = shlex.split(command)
+        if isinstance(command, list):
+            command = [os.path.expanduser(p) if p.startswith("~") else p for p in command]
+            command = " ".join(command) if shell else command
+        try:
+            done = subprocess.Popen(
+                command, shell=shell, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                env=self.session.env, cwd=cwd or self.session.workdir, start_new_session=True,
+                executable="/bin/bash" if shell else None,
+            )  # fmt: skip
+        except OSError as error:
+            return {"status": "error", "message": str(error), "output": "", "error": str(error), "returncode": 127}
+        try:
+            out, err = done.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            files.kill_group(done)
+            said = f"the command was stopped after {limit_s:g} s"
+            return {"status": "error", "message": said, "output": "", "error": said, "returncode": -9}
+        return {
+            "status": "success", "output": out.decode(errors="replace"), "error": err.decode(errors="replace"),
+            "returncode": done.returncode,
+        }  # fmt: skip
+
+    def run_python(self, r: Request) -> Answer:
+        code = str(r.json()["code"])
+        done = self._run(["/usr/bin/python3", "-c", code], False, EXECUTE_S)
+        return of_json({**done, "message": done["output"], "need_more": False})
+
+    def run_bash_script(self, r: Request) -> Answer:
+        wanted = r.json()
+        limit = min(float(wanted.get("timeout") or 30.0), EXECUTE_S)
+        cwd = os.path.expanduser(wanted.get("working_dir") or self.session.workdir)
+        if not os.path.isdir(cwd):
+            return problem(f"working_dir {cwd!r} is no directory")
+        return of_json(self._run(["/bin/bash", "-c", str(wanted["script"])], False, limit, cwd))
+
+    def execute_verified(self, r: Request) -> Answer:
+        """Runs a command, then waits until what `verification` names is so."""
+        wanted = r.json()
+        done = self._run(wanted["command"], bool(wanted.get("shell", False)), EXECUTE_S)
+        check = wanted.get("verification") or {}
+        end = time.monotonic() + min(float(wanted.get("max_wait_time", 10)), EXECUTE_S)
+        every = max(0.05, float(wanted.get("check_interval", 1)))
+        while True:
+            if self._verified(check):
+                return of_json({**done, "verification": "passed"})
+            if time.monotonic() > end:
+                return of_json(
+                    {**done, "status": "error", "verification": "failed", "message": f"{check} did not come true"}
+                )
+            time.sleep(min(every, 0.2))
+
+    def _verified(self, check: Mapping[str, Any]) -> bool:
+        name = check.get("window_exists")
+        if name and self.session.find(str(name), strict=False, by_class=False) is None:
+            return False
+        command = check.get("command_success")
+        return not command or self._run(str(command), True, 5.0)["returncode"] == 0
+
+    def launch(self, r: Request) -> Answer:
+        wanted = r.json()
+        command, shell = wanted.get("command"), bool(wanted.get("shell", False))
+        if isinstance(command, str) and not shell:
+            import shlex
+
+            command = shlex.split(command)
+        if not command:
+            return problem("command must be a text or a list of texts")
+        if isinstance(command, list):
+            command = [os.path.expanduser(str(p)) for p in command]
+            command = " ".join(command) if shell else command
+        self.session.launch(command, shell=shell)
+        return of_text(f"{command if isinstance(command, str) else ' '.join(command)} launched successfully")
+
+    def act_on(self, r: Request, what: str) -> Answer:
+        wanted = r.json()
+        name = wanted.get("window_name")
+        if not name:
+            return problem("window_name is missing")
+        window = self.session.find(str(name), strict=bool(wanted.get("strict")), by_class=bool(wanted.get("by_class")))
+        if window is None:
+            return problem(f"there is no window {name!r}", 404)
+        self.session.act_on(window, what)
+        return of_text(f"{what}: {window.title}")
+
+    # ---- files
+
+    def upload(self, r: Request) -> Answer:
+        form = r.form()
+        path = os.path.expanduser(form["file_path"].decode())
+        files.write(path, form["file_data"])
+        return of_text("File Uploaded")
+
+    def download_file(self, r: Request) -> Answer:
+        wanted = r.json()
+        url, path = str(wanted["url"]), os.path.expanduser(str(wanted["path"]))
+        try:
+            with urllib.request.urlopen(url, timeout=60) as page:
+                files.write(path, page.read(MAX_BODY))
+        except (urllib.error.URLError, TimeoutError, ValueError) as error:
+            return problem(f"{url} cannot be fetched: {error}", 502)
+        return of_text("File downloaded successfully")
+
+    def open_file(self, r: Request) -> Answer:
+        path = os.path.expanduser(str(r.json()["path"]))
+        if not os.path.exists(path):
+            return problem(f"there is no file {path}", 404)
+        opener = files.opener(path)
+        if opener is None:
+            return problem(f"no application here opens {os.path.basename(path)}", 501)
+        self.session.launch([*opener, path])
+        return of_text("File opened successfully")
+
+    def file(self, r: Request) -> Answer:
+        path = os.path.expanduser(r.form()["file_path"].decode())
+        if not os.path.isfile(path):
+            return problem(f"File not found: {path}", 404)
+        with open(path, "rb") as file:
+            return Answer(200, file.read(), "application/octet-stream")
+
+    def list_directory(self, r: Request) -> Answer:
+        path = os.path.expanduser(str(r.json()["path"]))
+        if not os.path.isdir(path):
+            return problem(f"{path} is no directory", 404)
+        return of_json({"directory_tree": files.listing(path)})
+
+    def all_files(self, r: Request) -> Answer:
+        """Every file below `path`: name → content in base64, null for a folder."""
+        path = os.path.expanduser(str(r.json().get("path") or self.session.workdir))
+        return of_json(files.contents(path))
+
+    def change_wallpaper(self, r: Request) -> Answer:
+        path = os.path.expanduser(str(r.json()["path"]))
+        if not os.path.isfile(path):
+            return problem(f"there is no file {path}", 404)
+        self.session.wallpaper = path
+        return of_text("Wallpaper changed successfully")
+
+    def wallpaper(self, r: Request) -> Answer:
+        if not self.session.wallpaper:
+            return problem("no wallpaper was set", 404)
+        with open(self.session.wallpaper, "rb") as file:
+            return Answer(200, file.read(), "application/octet-stream")
+
+    def no_recording(self, r: Request) -> Answer:
+        return problem("this guest records no video", 501)
+
+    # ---- the way back
+
+    def reset(self, r: Request) -> Answer:
+        with self._one:
+            different = self.session.reset()
+        return of_json({"clean": not different, "different": different})
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection, kept open from one request to the next."""
+
+    protocol_version = "HTTP/1.1"
+    routes: Routes
+    timeout = 600
+
+    def do_GET(self) -> None:
+        self._do()
+
+    def do_POST(self) -> None:
+        self._do()
+
+    def _do(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        if length > MAX_BODY:
+            self.close_connection = True
+            answer = problem(f"the body has {length} bytes; at most {MAX_BODY} are taken", 413)
+        else:
+            body = self.rfile.read(length)
+            kind = self.headers.get("Content-Type", "")
+            token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+            answer = self.routes.answer(self.command, self.path, body, kind, token)
+        self.send_response_only(answer.status)
+        self.send_header("Content-Type", answer.kind)
+        self.send_header("Content-Length", str(len(answer.body)))
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(answer.body)
+        self.wfile.flush()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: a guest has no log of requests."""
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """Serves a port."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, address: tuple[str, int], routes: Routes) -> None:
+        handler = type("BoundHandler", (Handler,), {"routes": routes, "disable_nagle_algorithm": True, "wbufsize": -1})
+        super().__init__(address, handler)
+
+
+def serve_pipes(routes: Routes, source: BinaryIO, sink: BinaryIO) -> None:
+    """Serves requests that come over a pair of pipes, until the first one ends."""
+    handler = Handler.__new__(Handler)
+    handler.routes, handler.rfile, handler.wfile = routes, source, sink  # type: ignore[assignment]
+    handler.client_address, handler.close_connection = ("pipe", 0), False
+    while not handler.close_connection:
+        handler.handle_one_request()

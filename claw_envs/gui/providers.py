@@ -1,0 +1,354 @@
+"""Where desktops come from: one protocol over a namespace sandbox, a container, a virtual machine, or an address.
+
+    provider.start() ─▶ Machine (a desktop, ready and clean) ─▶ machine.close() ─▶ reset where that is proved, else ended
+
+`namespace` and `docker` are sandboxes with a guest inside, kept warm by the same pool as any sandbox. `vm` is in
+`claw_envs.gui.vm`. All of them are known by name in PROVIDERS.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib.util
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, runtime_checkable
+
+from claw_envs.errors import ConfigError, SandboxError
+from claw_envs.gui.bundle import bundle
+from claw_envs.gui.client import Desktop, PipeTransport, Refusal, TcpTransport
+from claw_envs.sandbox import ExecResult, Limits, Process, Sandbox, Sandboxes, SandboxSpec, Workspace
+from claw_envs.sandbox.pool import PooledSandboxes
+
+WORKDIR = "/workspace"
+"""Where a desktop's applications start, and where tasks put their files."""
+GUEST_FILE = "/tmp/claw-guest.pyz"
+
+
+@runtime_checkable
+class Machine(Protocol):
+    """One desktop in the hands of an episode. `close` is idempotent and gives it back."""
+
+    desktop: Desktop
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class Provider(Protocol):
+    """Gives desktops. Thread-safe; cheap to share between all environments of a process."""
+
+    name: str
+    size: tuple[int, int]
+    """Width and height of every desktop, pixels; (0, 0) until one is known where others decide it."""
+
+    def start(self) -> Machine:
+        """A desktop that is ready and clean. Raises SandboxError, or ConfigError where this machine never can."""
+        ...
+
+    def close(self) -> None:
+        """Every desktop of it is gone. Idempotent."""
+        ...
+
+
+PROVIDERS: dict[str, str] = {
+    "namespace": "claw_envs.gui.providers:namespace",
+    "docker": "claw_envs.gui.providers:docker",
+    "remote": "claw_envs.gui.providers:RemoteProvider",
+}
+"""By config name; each is imported only when it is asked for."""
+
+_shared: dict[str, Provider] = {}
+_sharing = threading.Lock()
+
+
+def make_provider(provider: str | Provider = "namespace", **options: Any) -> Provider:
+    """The provider called `provider`; one is shared per name and options. Raises ConfigError for an unknown name."""
+    if not isinstance(provider, str):
+        return provider
+    if provider not in PROVIDERS:
+        raise ConfigError(f"desktop provider {provider!r} is unknown; there are: {', '.join(PROVIDERS)}")
+    key = f"{os.getpid()} {provider} {sorted(options.items())!r}"
+    module, _, attribute = PROVIDERS[provider].partition(":")
+    make: Callable[..., Provider] = getattr(import_module(module), attribute)
+    with _sharing:
+        if key not in _shared:
+            try:
+                _shared[key] = made = make(**options)
+            except TypeError as error:
+                raise ConfigError(f"provider_options of {provider!r}: {error}") from None
+            atexit.register(made.close)
+        return _shared[key]
+
+
+# ---- a desktop in a sandbox
+
+
+@dataclass(frozen=True, kw_only=True)
+class DesktopConfig:
+    """What a desktop in a sandbox looks like."""
+
+    size: tuple[int, int] = (1280, 800)
+    """Screen, pixels."""
+    start_s: float = 60.0
+    """Longest start until it is ready."""
+    memory_mb: int = 1024
+    """All of its processes and files together."""
+    processes: int = 512
+    disk_mb: int = 128
+
+
+class DesktopSandboxes:
+    """A backend of sandboxes each of which has a desktop running; so the pool of sandboxes is the pool of desktops."""
+
+    def __init__(self, inner: Sandboxes, config: DesktopConfig | None = None) -> None:
+        self.inner = inner
+        self.config = config or DesktopConfig()
+        self.name = f"desktop in {inner.name}"
+        self.unenforced = inner.unenforced
+
+    def start(self, spec: SandboxSpec) -> DesktopSandbox:
+        """A sandbox with a ready desktop. Raises SandboxError."""
+        sandbox = self.inner.start(spec)
+        try:
+            sandbox.write(GUEST_FILE, bundle())
+            size = f"{self.config.size[0]}x{self.config.size[1]}"
+            argv = ["/usr/bin/python3", GUEST_FILE, "serve", "--pipes", "--size", size, "--workdir", WORKDIR]
+            desktop = Desktop(PipeTransport(sandbox.spawn(argv)))
+            desktop.wait_ready(self.config.start_s)
+        except BaseException:
+            sandbox.close()
+            raise
+        return DesktopSandbox(sandbox, desktop)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class DesktopSandbox:
+    """A sandbox and the desktop in it; see `Sandbox`."""
+
+    def __init__(self, inner: Sandbox, desktop: Desktop) -> None:
+        self.inner = inner
+        self.desktop = desktop
+
+    def reset(self) -> bool:
+        """True when the guest has proved the desktop to be as it was at the start."""
+        return not self.desktop.reset()
+
+    def fill(self, spec: SandboxSpec) -> None:
+        """Ready for the next episode. Raises SandboxError when it is not."""
+        if (state := self.desktop.state()) != "ready":
+            raise SandboxError(f"the desktop is {state}")
+
+    def exec(self, command: str, *, timeout_s: float = 30.0, user: str | None = None) -> ExecResult:
+        return self.inner.exec(command, timeout_s=timeout_s, user=user)
+
+    def spawn(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Process:
+        return self.inner.spawn(argv, env=env)
+
+    def read(self, path: str) -> bytes:
+        return self.inner.read(path)
+
+    def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
+        self.inner.write(path, data, mode=mode)
+
+    def export(self) -> Workspace:
+        return self.inner.export()
+
+    def kill_all(self) -> None:
+        self.inner.kill_all()
+
+    def close(self) -> None:
+        with contextlib.suppress(SandboxError):
+            self.desktop.close()
+        self.inner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class SandboxMachine:
+    """A leased desktop."""
+
+    def __init__(self, lease: Any) -> None:
+        self._lease = lease
+        self.desktop: Desktop = lease.inner.desktop
+
+    def close(self) -> None:
+        self._lease.close()
+
+
+class SandboxProvider:
+    """Desktops in sandboxes, some kept warm. `pool`: fields of PoolConfig."""
+
+    def __init__(
+        self,
+        name: str,
+        backend: Sandboxes,
+        spec: SandboxSpec,
+        config: DesktopConfig,
+        pool: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name, self.size = name, config.size
+        settings = {"warm": 2, "most": 8, "starters": 2, "footprint_mb": 220, "wait_s": 600.0, **(pool or {})}
+        self._spec = spec
+        self.pool = PooledSandboxes(DesktopSandboxes(backend, config), **settings)
+
+    def start(self) -> SandboxMachine:
+        """See `Provider.start`."""
+        return SandboxMachine(self.pool.start(self._spec))
+
+    def close(self) -> None:
+        """See `Provider.close`."""
+        self.pool.close()
+
+
+def missing_here() -> tuple[str, ...]:
+    """What a desktop needs and this machine lacks: names of programs and packages."""
+    programs = ("Xvfb", "openbox", "dbus-daemon", "mousepad", "galculator", "thunar", "xterm")
+    out = [p for p in programs if shutil.which(p) is None]
+    if not any(
+        os.path.exists(p) for p in ("/usr/libexec/at-spi-bus-launcher", "/usr/lib/at-spi2-core/at-spi-bus-launcher")
+    ):
+        out.append("at-spi2-core")
+    if not Path("/usr/lib/python3/dist-packages/gi").is_dir():
+        out.append("python3-gi")
+    if importlib.util.find_spec("pyautogui") is None:
+        out.append("pyautogui")
+    return tuple(out)
+
+
+def namespace(
+    *, size: tuple[int, int] = (1280, 800), pool: Mapping[str, Any] | None = None, reuse: bool = True
+) -> SandboxProvider:
+    """Desktops in embedded sandboxes. `reuse`: give a desktop to another episode where its guest proves it clean.
+
+    Raises ConfigError where the programs of a desktop are not installed.
+    """
+    if missing := missing_here():
+        raise ConfigError(f"a desktop needs {', '.join(missing)}, which this machine lacks: make gui")
+    from claw_envs.sandbox.namespace import NamespaceSandboxes
+
+    config = DesktopConfig(size=_size(size))
+    return SandboxProvider("namespace", NamespaceSandboxes(), _spec(config), config, {"reuse": reuse, **(pool or {})})
+
+
+def docker(
+    *, image: str = "claw/desktop", size: tuple[int, int] = (1280, 800), pool: Mapping[str, Any] | None = None,
+    reuse: bool = True, endpoint: str | None = None,
+) -> SandboxProvider:  # fmt: skip
+    """Desktops in containers of `image`, which docker/gui-image.sh builds. `endpoint`: the engine's address;
+    None: the environment's."""
+    from claw_envs.sandbox.docker import DockerSandboxes
+
+    backend = DockerSandboxes(endpoints=[endpoint] if endpoint else ())
+    config = DesktopConfig(size=_size(size))
+    return SandboxProvider("docker", backend, _spec(config, image), config, {"reuse": reuse, **(pool or {})})
+
+
+def _spec(config: DesktopConfig, image: str | None = None) -> SandboxSpec:
+    limits = Limits(
+        memory_mb=config.memory_mb,
+        processes=config.processes,
+        disk_mb=config.disk_mb,
+        file_mb=config.disk_mb,
+        cpu_s=1_000_000,
+    )
+    return SandboxSpec(image=image, workdir=WORKDIR, limits=limits)
+
+
+def _size(size: Sequence[int]) -> tuple[int, int]:
+    if len(size) != 2 or not all(isinstance(n, int) and 320 <= n <= 8192 for n in size):
+        raise ConfigError(f"size is {size!r}; it must be two numbers of pixels, such as [1280, 800]")
+    return int(size[0]), int(size[1])
+
+
+# ---- a desktop somewhere else
+
+
+class RemoteMachine:
+    """The desktop at an address, while an episode has it."""
+
+    def __init__(self, desktop: Desktop, give_back: Callable[[], None]) -> None:
+        self.desktop = desktop
+        self._give_back: Callable[[], None] | None = give_back
+
+    def close(self) -> None:
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back()
+
+
+class RemoteProvider:
+    """Desktops that run somewhere already: OSWorld's images, or our guest. One episode at a time on each address.
+
+    A desktop of ours is reset between episodes; one that cannot be is used as it is, and a person decides whether that is fine.
+    """
+
+    name = "remote"
+
+    def __init__(
+        self, *, addresses: Sequence[str] | str = (), token: str = "", wait_s: float = 600.0, ready_s: float = 300.0
+    ) -> None:
+        """`addresses`: host:port of each; `token`: what our guest was started with."""
+        given = [addresses] if isinstance(addresses, str) else list(addresses)
+        if not given:
+            raise ConfigError("provider=remote needs provider_options.addresses=[host:port, …]")
+        self._free = [_address(a) for a in given]
+        self._token, self._wait_s, self._ready_s = token, wait_s, ready_s
+        self._changed = threading.Condition()
+        self._used: set[tuple[str, int]] = set()
+        self._closed = False
+        self.size = (0, 0)
+
+    def start(self) -> RemoteMachine:
+        """See `Provider.start`."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._free or self._closed, self._wait_s) or self._closed:
+                raise SandboxError("no desktop is free" if not self._closed else "the provider is closed")
+            address = self._free.pop(0)
+        desktop = Desktop(TcpTransport(*address), token=self._token)
+        try:
+            desktop.wait_ready(self._ready_s)
+            if address in self._used:
+                self._refresh(desktop)
+            self._used.add(address)
+            self.size = desktop.screen_size()
+        except BaseException:
+            self._back(address)
+            raise
+        return RemoteMachine(desktop, lambda: self._back(address))
+
+    def _refresh(self, desktop: Desktop) -> None:
+        with contextlib.suppress(Refusal):
+            if different := desktop.reset():
+                raise SandboxError(f"the desktop could not be reset: {different}")
+
+    def _back(self, address: tuple[str, int]) -> None:
+        with self._changed:
+            self._free.append(address)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """See `Provider.close`. The desktops themselves are not ours to end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.removeprefix("http://").rstrip("/").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError(f"address {text!r} is not host:port")
+    return host, int(port)

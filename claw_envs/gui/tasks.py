@@ -1,0 +1,168 @@
+"""What there is to do on a desktop: generated tasks by split, and where OSWorld's task files come in.
+
+Which split a generated task belongs to is decided by a hash of its prompt and files, so no held-out pair of the two can occur in
+train, whatever the seeds. Reward and success of a generated task: the final state (files, windows, what an application shows)
+is as it should be → success, 1.0; otherwise 0.0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+
+from claw_envs.env import SPLITS, Grade, Task
+from claw_envs.errors import ConfigError, SandboxError
+from claw_envs.generated import Generated
+from claw_envs.gui.client import Desktop
+from claw_envs.gui.families import THANKS, Draft, Family, State, choose
+from claw_envs.gui.providers import WORKDIR
+from claw_envs.gui.words import Draw
+
+PER_FAMILY = {"train": 200, "validation": 4, "heldout": 6}
+"""Tasks of each family in a split, unless `count` says otherwise."""
+_BUCKETS = {"train": range(80), "validation": range(80, 90), "heldout": range(90, 100)}
+_WINDOW_S = 40.0
+"""Longest wait for an application's window."""
+_PATIENCE_S = 0.4
+"""How long a wrong final state may still become right."""
+_DISPLAY = re.compile(r'<text name="[^"]*"[^>]*>([^<]*)</text>')
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What became of a task: the grade, and what a checking person says of it ("" where nobody does)."""
+
+    grade: Grade
+    said: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuiTask(Task):
+    """A task on a desktop; subclasses know how it begins and how its result is judged."""
+
+    app: str
+    """What results are reported apart by, besides the family."""
+
+    @abstractmethod
+    def open(self, desktop: Desktop) -> None:
+        """The desktop is as the task wants it. Raises SandboxError when it cannot be made so."""
+
+    @abstractmethod
+    def judge(self, desktop: Desktop, *, failed: bool) -> Ending:
+        """What became of it. `failed`: the policy ended by saying FAIL. Raises GradeError when that cannot be said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedTask(GuiTask):
+    """A task that a family drew."""
+
+    draft: Draft
+    drawn: Draw
+    """The words and numbers it is made of."""
+
+    def open(self, desktop: Desktop) -> None:
+        for path, data in self.draft.files.items():
+            desktop.upload(f"{WORKDIR}/{path}", data)
+        for one in self.draft.opens:
+            desktop.launch(one.command)
+            wait_for_window(desktop, one.window)
+            desktop.settled(start_s=0.25, quiet_s=0.1, longest_s=10.0, image=False)
+            if one.then:
+                if not (done := desktop.act(one.then)).ok:
+                    raise SandboxError(f"{one.command} could not be prepared: {done.error}")
+                desktop.settled(start_s=0.25, quiet_s=0.1, longest_s=10.0, image=False)
+
+    def judge(self, desktop: Desktop, *, failed: bool) -> Ending:
+        said = "It can be done, you should not have given up." if failed else self._wrong(desktop)
+        return Ending(Grade(not said, 0.0 if said else 1.0, said), said or THANKS)
+
+    def _wrong(self, desktop: Desktop) -> str:
+        """What is wrong with the final state; asked again for a moment, because an action's effect may still be on its way."""
+        end = time.monotonic() + _PATIENCE_S
+        while True:
+            said = self.draft.check(final_state(desktop, display=self.app == "calculator"))
+            if not said or time.monotonic() > end:
+                return said
+            time.sleep(0.03)
+
+
+def wait_for_window(desktop: Desktop, part: str) -> None:
+    """A window whose title holds `part` is open. Raises SandboxError when none came."""
+    end = time.monotonic() + _WINDOW_S
+    while not any(part in w.title for w in desktop.windows()):
+        if time.monotonic() > end:
+            raise SandboxError(f"no window {part!r} came within {_WINDOW_S:g} s")
+        time.sleep(0.01)
+
+
+def final_state(desktop: Desktop, *, display: bool = False) -> State:
+    """What the desktop is like now."""
+    windows = tuple(w.title for w in sorted(desktop.windows(), key=lambda w: w.active))
+    shown = _DISPLAY.findall(desktop.tree()) if display else []
+    return State(desktop.files(WORKDIR), windows, shown[0] if shown else "")
+
+
+def fingerprint(draft: Draft) -> str:
+    """The same for two tasks exactly when their prompt and files are."""
+    return hashlib.sha256(repr((draft.prompt, sorted(draft.files.items()))).encode()).hexdigest()
+
+
+class GeneratedTasks(Generated[Family, GeneratedTask]):
+    """The tasks of some families in one split."""
+
+    def _draw(self, family: Family, number: int, task_id: str) -> GeneratedTask:
+        rng = Random(task_id)
+        while True:
+            drawn = Draw(rng)
+            draft = family.draft(drawn)
+            if int(fingerprint(draft)[:8], 16) % 100 in _BUCKETS[self.split]:
+                break
+        return GeneratedTask(
+            id=task_id,
+            family=family.name,
+            app=family.app,
+            prompt=draft.prompt,
+            oracle=draft.oracle,
+            draft=draft,
+            drawn=drawn,
+        )
+
+
+def load(
+    split: str = "train",
+    *,
+    families: str | Sequence[str] | None = None,
+    seed: int = 0,
+    path: str | Path | None = None,
+    count: int | None = None,
+) -> Sequence[GuiTask]:
+    """The tasks of one split ("train", "validation", "heldout").
+
+    `families`: a family's name, an application ("editor", "calculator", "files", "terminal"), or a list of either; None or "all":
+    all. `count`: how many tasks, families taking turns; None: as PER_FAMILY says. `path`: an OSWorld task file or a folder of
+    them, instead of generated tasks.
+
+    Raises: ConfigError for a split, family or number that cannot be; TaskError for malformed task files.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split {split!r} is unknown; there are: {', '.join(SPLITS)}")
+    if count is not None and count < 1:
+        raise ConfigError(f"count is {count}; it must be at least 1")
+    if path is not None:
+        from claw_envs.gui.osworld import load_folder
+
+        return load_folder(Path(path), split)[:count]
+    return _generated(split, families if isinstance(families, str | None) else tuple(families), seed, count)
+
+
+@lru_cache(maxsize=64)
+def _generated(split: str, families: str | tuple[str, ...] | None, seed: int, count: int | None) -> GeneratedTasks:
+    chosen = choose(families)
+    return GeneratedTasks(chosen, split, seed=seed, count=count or PER_FAMILY[split] * len(chosen))

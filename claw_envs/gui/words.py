@@ -1,0 +1,60 @@
+"""The few and common words that generated desktop tasks are made of, so that a word-level vocabulary covers them all.
+
+None is the name of a program, a key, a menu or a button.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+_TEXT = """
+    acorn amber anchor apple atlas autumn badge bamboo barley basket beacon birch blanket bottle bramble bridge bronze
+    bucket butter cabin cactus camel candle canoe canyon cargo carpet carrot castle cedar cherry cider citrus cliff clover
+    cobalt comet copper coral cotton cradle cricket crystal daisy delta desert dolphin dragon eagle ember falcon feather
+    fiddle flame forest fossil galaxy garden garlic ginger glacier goblet granite hammer harbor hazel heron honey horizon
+    island ivory jaguar jasmine jewel jungle kayak kettle ladder lagoon lantern laurel lemon lily linen lion magnet mango
+    maple marble meadow melon mirror monkey mountain napkin nectar needle nickel ocean olive orange orchard otter oyster
+    paddle panther parrot pearl pebble pepper pigeon pillow planet plaza pocket poppy prairie pumpkin quartz rabbit raven
+    ribbon river rocket saddle saffron salmon sapphire scarf shadow silver sparrow spider spruce statue storm summer sunset
+    tailor temple thistle thunder tiger timber tomato topaz torch tower trumpet tulip tunnel turtle valley velvet violet
+    walnut willow winter yacht zebra
+"""
+WORDS: tuple[str, ...] = tuple(_TEXT.split())
+
+
+class Draw:
+    """Random words and numbers for one task; no word comes twice in it. Remembers what it gave.
+
+    What two tasks of one family look like on a screen differs only in words and numbers when their `shape` is the same.
+    """
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+        self.words: list[str] = []
+        self.numbers: list[int] = []
+        self.shape: list[int] = []
+
+    def word(self) -> str:
+        """A word that was not drawn before."""
+        return self.sorted_words(1)[0]
+
+    def sorted_words(self, count: int) -> list[str]:
+        """Words that were not drawn before, in alphabetical order, as a file manager shows them."""
+        free = [w for w in WORDS if w not in self.words]
+        out = sorted(self._rng.sample(free, count))
+        self.words += out
+        return out
+
+    def number(self, low: int, high: int) -> int:
+        """A whole number from low to high."""
+        self.numbers.append(low + int(self._rng.random() * (high - low + 1)))
+        return self.numbers[-1]
+
+    def count(self, low: int, high: int) -> int:
+        """A whole number from low to high that decides how much there is to see, or where."""
+        self.shape.append(low + int(self._rng.random() * (high - low + 1)))
+        return self.shape[-1]
+
+    def lines(self, low: int, high: int) -> str:
+        """A text of that many lines of one word each."""
+        return "".join(f"{self.word()}\n" for _ in range(self.count(low, high)))
