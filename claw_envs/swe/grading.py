@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from claw_envs.errors import ConfigError, GradeError
 from claw_envs.sandbox import Sandbox, Sandboxes, SandboxSpec
 from claw_envs.swe import report as ours
 from claw_envs.swe.eval_scripts import END, START, recording_exit_code
-from claw_envs.swe.repo import APPLY, script
+from claw_envs.swe.repo import APPLY
 from claw_envs.swe.rows import Row
 from claw_envs.tools_shell import cut
 
@@ -108,21 +109,21 @@ class Grader:
         with self.sandboxes.start(spec) as sandbox:
             if patch.strip():
                 sandbox.write("/tmp/patch.diff", patch)
-                applied = sandbox.exec(script(APPLY, W=spec.workdir, P="/tmp/patch.diff"), timeout_s=300)
+                applied = sandbox.exec(f"(W={shlex.quote(spec.workdir)} P=/tmp/patch.diff\n{APPLY})", timeout_s=300)
                 if applied.exit_code is None:
                     raise GradeError(f"{row.instance_id}: applying the patch did not end: {applied.text[-300:]}")
                 if not applied.ok:
                     said = cut(applied.text.replace(f"{ours.APPLY_FAILED}:\n", "").strip(), self.output_chars)
                     return Graded(False, "apply", f"The patch does not apply.\n{said}", log=applied.text)
-            log, timed_out = self._evaluate(sandbox, row)
+            log, timed_out = self._evaluate(sandbox, row, spec.limits.file_mb << 20)
         return self.verdict(row, log, timed_out=timed_out, empty=not patch.strip())
 
-    def _evaluate(self, sandbox: Sandbox, row: Row) -> tuple[str, bool]:
-        """The log of the eval script, and whether it ran out of time."""
+    def _evaluate(self, sandbox: Sandbox, row: Row, most: int) -> tuple[str, bool]:
+        """The log of the eval script, which cannot be longer than `most` bytes, and whether it ran out of time."""
         sandbox.write("/tmp/eval.sh", recording_exit_code(row.eval_script).encode("utf-8", "surrogateescape"))
         # Through a file, because a shell's output is cut in the middle where it is long, and every test counts.
         result = sandbox.exec(f"/bin/bash /tmp/eval.sh > {_LOG} 2>&1 < /dev/null", timeout_s=self.timeout_s)
-        log = _read_log(sandbox)
+        log = _read_log(sandbox, most)
         if START not in log:
             how = "did not end" if result.timed_out else f"ended with exit code {result.exit_code}"
             raise GradeError(f"{row.instance_id}: the eval script {how} before its tests began: {log[-500:]}")
@@ -202,11 +203,12 @@ def said_by(log: str, limit: int) -> str:
     return cut("\n".join(kept), limit)
 
 
-def _read_log(sandbox: Sandbox) -> str:
+def _read_log(sandbox: Sandbox, most: int) -> str:
     """The log; of one too long to hold, its head and its tail."""
     half = _MAX_LOG_BYTES // 2
-    cut_it = f"(head -c {half}; tail -c {half}) < {_LOG} > {_LOG}.cut && mv {_LOG}.cut {_LOG}"
-    sandbox.exec(f'[ "$(wc -c < {_LOG})" -le {2 * half} ] || {{ {cut_it}; }}', timeout_s=60)
+    if most > 2 * half:
+        cut_it = f"(head -c {half}; tail -c {half}) < {_LOG} > {_LOG}.cut && mv {_LOG}.cut {_LOG}"
+        sandbox.exec(f'[ "$(wc -c < {_LOG})" -le {2 * half} ] || {{ {cut_it}; }}', timeout_s=60)
     try:
         return sandbox.read(_LOG).decode("utf-8", errors="replace")
     except FileNotFoundError:

@@ -74,19 +74,15 @@ echo "claw-start $head"
 A second run is answered at once, so an image on which it was run resets as fast as its sandbox starts.
 """
 
-_DIFF = f"""
-cd "$W" && f=$(mktemp) || exit 3
-PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-env -i PATH="$PATH" HOME=/nonexistent LC_ALL=C W="$W" F="$f" START="$START" \\
-sh -c '{_GIT.replace("'", '"')} add -A && {_GIT.replace("'", '"')} -c diff.noprefix=false -c diff.mnemonicPrefix=false \\
-  diff --cached --binary --full-index --no-color --no-ext-diff --no-textconv --no-renames --src-prefix=a/ --dst-prefix=b/ \\
-  --submodule=short --ignore-submodules=none "$START" > "$F"' || exit 4
-printf '\\nclaw-diff %s %s\\n' "$(wc -c < "$f")" "$f"
-"""
+_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_DIFF = f"""cd "$W" && {_GIT} add -A && exec {_GIT} -c diff.noprefix=false -c diff.mnemonicPrefix=false \
+  diff --cached --binary --full-index --no-color --no-ext-diff --no-textconv --no-renames --src-prefix=a/ --dst-prefix=b/ \
+  --submodule=short --ignore-submodules=none "$START" """
+"""sh, with nothing of the agent's environment. In: W, START. Out: the change, on stdout."""
 
 APPLY = r"""
 cd "$W" || exit 3
-git config --global --add safe.directory "$W" 2>/dev/null
+{ [ -O "$W" ] && [ -O "$W/.git" ]; } || git config --global --add safe.directory "$W" 2>/dev/null
 n=0; said=
 for how in 'git apply --verbose' 'git apply --verbose --3way' 'git apply --verbose --reject' \
   'patch --batch --forward --fuzz=5 -p1 -i'; do
@@ -134,10 +130,18 @@ def scrub(sandbox: Sandbox, workdir: str, base_commit: str, *, timeout_s: float 
 def take_diff(sandbox: Sandbox, workdir: str, start: str, *, max_bytes: int, timeout_s: float = 180.0) -> Diff:
     """All that differs from commit `start` in the working tree: new, deleted and binary files and modes included.
 
-    A repository that the agent destroyed gives no patch, and says so. Raises SandboxError when the sandbox is lost.
+    All that ran in the sandbox has ended then, so nothing changes while it is compared, and nothing of an agent's shell is in the
+    way. A repository that the agent destroyed gives no patch, and says so. Raises SandboxError when the sandbox is lost.
     """
+    sandbox.kill_all()
+    given = f"{_PATH} HOME=/nonexistent LC_ALL=C W={shlex.quote(workdir)} START={shlex.quote(start)}"
+    take = f"env -i {given} sh -c {shlex.quote(_DIFF)}"
     try:
-        result = sandbox.exec(script(_DIFF, W=workdir, START=start), timeout_s=timeout_s)
+        result = sandbox.exec(f"{take} 2>/dev/null", timeout_s=timeout_s)
+        if result.ok and not result.cut_bytes and len(result.output) <= max_bytes:
+            return Diff(result.output)
+        kept = f'f=$(mktemp) && {{ {take}; }} >"$f" && printf \'\\nclaw-diff %s %s\\n\' "$(wc -c <"$f")" "$f"'
+        result = sandbox.exec(kept, timeout_s=timeout_s)
     except OSError as error:  # its own shell cannot start where the agent left it (chmod 000 .)
         return Diff(None, f"The change could not be taken: {error.strerror or error}")
     found = re.search(r"^claw-diff (\d+) (\S+)$", result.text, re.MULTILINE)
