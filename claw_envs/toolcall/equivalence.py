@@ -54,6 +54,11 @@ def warm() -> None:
     check("\\frac{1}{2}+\\sqrt{2}", "x^2-1")
 
 
+def reads(answer: str) -> bool:
+    """The parser makes more of an answer than its text."""
+    return any(not isinstance(found, str) for found in read(answer))
+
+
 @lru_cache(maxsize=256)
 def read(answer: str) -> tuple[Any, ...]:
     """What math-verify's parser makes of an answer: nothing, or the expression and the text."""

@@ -87,16 +87,16 @@ def _pick(rng: Random, *options: str) -> str:
 
 @family("by_head")
 def successor(rng: Random) -> Draft:
-    a = rng.randint(10, 9998)
+    a = rng.randint(10, 98)
     ask = _pick(rng, "Which number comes after {a}?", "What is {a} plus 1?", "Count one further than {a}.")
     return Draft(question=ask.format(a=a), answer=a + 1, code=f"{a} + 1")
 
 
 @family("by_head")
-def larger(rng: Random) -> Draft:
-    a, b = rng.sample(range(100, 1000), 2)
-    ask = _pick(rng, "Which is larger, {a} or {b}?", "Name the larger of {a} and {b}.")
-    return Draft(question=ask.format(a=a, b=b), answer=max(a, b), code=f"max({a}, {b})")
+def last_one(rng: Random) -> Draft:
+    a, b, c = rng.sample(range(100, 1000), 3)
+    ask = _pick(rng, "Of {a}, {b} and {c}, which stands last?", "Name the last of {a}, {b} and {c}.")
+    return Draft(question=ask.format(a=a, b=b, c=c), answer=c, code=f"[{a}, {b}, {c}][-1]")
 
 
 @family("by_head")
@@ -112,7 +112,7 @@ def small_sum(rng: Random) -> Draft:
 
 @family("by_code")
 def product(rng: Random) -> Draft:
-    a, b = rng.randint(1000, 9999), rng.randint(1000, 9999)
+    a, b = rng.randint(1000, 999_999), rng.randint(1000, 999_999)
     ask = _pick(rng, "What is {a} times {b}?", "Multiply {a} by {b}.", "Find the product of {a} and {b}.")
     return Draft(
         question=ask.format(a=a, b=b),
@@ -194,7 +194,7 @@ def shopping(rng: Random) -> Draft:
 
 @family("by_code")
 def rows(rng: Random) -> Draft:
-    a, b = rng.randint(10_000, 99_999), rng.randint(12, 99)
+    a, b = rng.randint(100_000, 999_999), rng.randint(12, 99)
     thing = _pick(rng, *_THINGS)
     ask = _pick(
         rng, "How many full rows of {b} can {a} {t} make?", "{a} {t} stand in rows of {b}. How many rows are full?"
@@ -211,8 +211,8 @@ def rows(rng: Random) -> Draft:
 
 @family("by_code")
 def divisor(rng: Random) -> Draft:
-    common = rng.randint(11, 99)
-    a, b = common * rng.randint(11, 99), common * rng.randint(11, 99)
+    common = rng.randint(11, 30)
+    a, b = common * rng.randint(10, 33), common * rng.randint(10, 33)
     ask = _pick(
         rng, "What is the greatest common divisor of {a} and {b}?", "Find the largest number that divides {a} and {b}."
     )

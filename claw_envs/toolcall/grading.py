@@ -30,6 +30,7 @@ MOST_DIGITS = 1000
 SEEN_CHARS = 100_000
 """How much of a message, from its end, is searched for an answer."""
 _CHECK = "claw_envs.toolcall.equivalence:check"
+_READS = "claw_envs.toolcall.equivalence:reads"
 
 _ANSWER_LINE = re.compile(
     r"(?:^|[^a-z])(?:final[ \t]+)?answer(?:[ \t]+is)?[ \t*_]{0,8}[:=][ \t]*([^\n]+)"
@@ -192,6 +193,13 @@ class Grader:
         if len(answer) > MOST_CHARS:
             return Verdict(False, f"the answer has {len(answer)} characters; at most {MOST_CHARS} are read", answer)
         return self._asked(answer, truth)
+
+    def reads(self, answer: str) -> bool:
+        """math-verify's parser makes mathematics of it, in time."""
+        try:
+            return self._workers.call(_READS, answer, timeout_s=self.timeout_s) is True
+        except (TimeLimit, Died):
+            return False
 
     def close(self) -> None:
         """No process is left. Idempotent."""

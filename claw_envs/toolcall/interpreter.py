@@ -315,18 +315,20 @@ def backend_with_packages(sandboxes: str | Sandboxes) -> tuple[Sandboxes, bool]:
 
     Namespace sandboxes show this Python and those packages read-only; a container's image brings its own.
     """
+    from claw_envs.sandbox.namespace import NamespaceConfig, NamespaceSandboxes
+
     if sandboxes == "namespace":
-        from claw_envs.sandbox.namespace import NamespaceSandboxes
-
-        return NamespaceSandboxes(extra_roots=_extra_roots()), True
-    backend = make_sandboxes(sandboxes)
-    if backend.name == "namespace" and hasattr(backend, "config"):
-        from claw_envs.sandbox.namespace import NamespaceSandboxes
-
-        assert isinstance(backend, NamespaceSandboxes)
-        roots = dict.fromkeys([*backend.config.extra_roots, *_extra_roots()])
-        return NamespaceSandboxes(dataclasses.replace(backend.config, extra_roots=tuple(roots))), True
-    return backend, False
+        config = NamespaceConfig()
+    else:
+        backend = make_sandboxes(sandboxes)
+        inner = backend
+        while hasattr(inner, "inner"):  # a pool knows nothing of roots, and machines are kept here anyway
+            inner = inner.inner
+        if not isinstance(inner, NamespaceSandboxes):
+            return backend, False
+        config = inner.config
+    roots = dict.fromkeys([*config.extra_roots, *_extra_roots()])
+    return NamespaceSandboxes(dataclasses.replace(config, extra_roots=tuple(roots))), True
 
 
 def python_for(backend: Sandboxes) -> tuple[list[str], dict[str, str]]:

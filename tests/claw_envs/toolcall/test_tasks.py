@@ -48,7 +48,7 @@ def test_questions_are_found_by_id():
 
 def test_groups_and_families():
     assert {t.group for t in generated(families="by_code")} == {"by_code"}
-    assert {t.family for t in generated(families=["product", "larger"])} == {"product", "larger"}
+    assert {t.family for t in generated(families=["product", "last_one"])} == {"product", "last_one"}
     assert choose(None) == choose("all") == tuple(FAMILIES.values())
     with pytest.raises(
         ConfigError, match="toolcall family 'cooking' is unknown; there are the groups by_head, by_code"
