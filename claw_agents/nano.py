@@ -17,8 +17,8 @@ from claw_envs.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-WORD_PATTERN = r"\p{L}+|\p{N}|\s|[^\p{L}\p{N}\s]"
-"""Words, single digits, single spaces and single marks: a word is one and the same token wherever it stands."""
+WORD_PATTERN = r"\p{L}+|\p{N}{1,%d}|\s|[^\p{L}\p{N}\s]"
+"""Words, digits (so many at most), single spaces and single marks: a word is one and the same token wherever it stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,8 @@ class NanoConfig:
     """Width between the two halves of the MLP."""
     vocab: int = 2048
     """Most tokens; the commonest words get one, others are spelt in characters."""
+    digits: int = 1
+    """Most digits of one token. With 1 any number can be spelt; with 3 a number is copied as quickly as a word."""
     context: int = 2048
     """Longest prompt and reply together, tokens."""
     init_range: float = 0.06
@@ -45,6 +47,8 @@ class NanoConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.digits < 1:
+            raise ConfigError(f"nano: digits is {self.digits}; it must be at least 1")
         if self.heads % self.kv_heads:
             raise ConfigError(f"nano: {self.heads} heads cannot share {self.kv_heads} kv_heads; it must be a multiple")
 
@@ -59,7 +63,7 @@ def make_tokenizer(texts: Iterable[str], config: NanoConfig, *, least: int = 1) 
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    split = pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(WORD_PATTERN % config.digits), behavior="isolated")
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(word for word, _ in split.pre_tokenize_str(text))
