@@ -46,7 +46,8 @@ def curve(done: Finished) -> tuple[np.ndarray, np.ndarray]:
         last = r["episodes"]
         count = value = 0.0
         for n, rate in reversed(episodes):
-            count, value = count + n, value + n * (rate if np.isfinite(rate) else 0.0)
+            if rate is not None:  # None: no episode ended since the row before
+                count, value = count + n, value + n * rate
             if count >= WINDOW:
                 break
         steps.append(r["env_steps"])
