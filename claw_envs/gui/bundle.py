@@ -18,6 +18,8 @@ from claw_envs.errors import ConfigError
 GUEST = Path(__file__).parent / "guest"
 PACKAGES = ("pyautogui", "pytweening", "pyscreeze")
 """Pure Python, from this interpreter's own packages; what runs an action in the guest."""
+_UNUSED = ("_pyautogui_win", "_pyautogui_osx", "_pyautogui_x11", "_window_win")
+"""Modules of theirs that no guest imports (for X11 `guest.hands` stands in)."""
 _MAIN = "from guest.__main__ import main\nmain()\n"
 
 
@@ -58,5 +60,5 @@ def _sources(package: str) -> list[tuple[str, bytes]]:
     origin = Path(spec.origin)
     if origin.name != "__init__.py":
         return [(origin.name, origin.read_bytes())]
-    files = [p for p in sorted(origin.parent.rglob("*")) if p.suffix in SOURCE_SUFFIXES and "_win" not in p.stem]
-    return [(str(p.relative_to(origin.parent.parent)), p.read_bytes()) for p in files if "osx" not in p.stem]
+    files = [p for p in sorted(origin.parent.rglob("*")) if p.suffix in SOURCE_SUFFIXES and p.stem not in _UNUSED]
+    return [(str(p.relative_to(origin.parent.parent)), p.read_bytes()) for p in files]

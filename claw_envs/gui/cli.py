@@ -15,7 +15,7 @@ from pathlib import Path
 from claw_envs.errors import ClawError, InfraError
 
 USAGE = """usage: python -m claw_envs gui verify [DIR] [provider=NAME] [families=A,B]
-       python -m claw_envs gui record [families=A,B]
+       python -m claw_envs gui record [again] [families=A,B]
 
 verify without DIR plays every family of generated tasks once, as it should be and as it should not; with DIR it says which of
 the OSWorld task files there can run here, and why the others cannot."""
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     families = options["families"].split(",") if "families" in options else None
     try:
         if words[0] == "record":
-            return _record(families)
+            return _record(families, again="again" in words)
         if len(words) == 2:
             from claw_envs.gui.osworld import verify_folder
 
@@ -42,13 +42,13 @@ def main(argv: Sequence[str]) -> int:
         return 1
 
 
-def _record(families: list[str] | None) -> int:
+def _record(families: list[str] | None, *, again: bool) -> int:
     from claw_envs.gui.demos import record
     from claw_envs.gui.env import GuiEnv
 
     bad = 0
     with closing(GuiEnv(sees="tree", max_turns=100)) as env:
-        for key, problem in record(env, families=families):
+        for key, problem in record(env, families=families, again=again):
             bad += bool(problem)
             print(f"{key}: {problem or 'kept'}", flush=True)
     return 1 if bad else 0

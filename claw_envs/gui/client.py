@@ -257,6 +257,10 @@ class Desktop:
         x, y = self._json("GET", "/cursor_position", limit_s=self.limits.quick)
         return int(x), int(y)
 
+    def terminal(self) -> str:
+        """What the terminal shows; "" where there is none that can be read."""
+        return self._json("GET", "/terminal", limit_s=self.limits.quick).get("output") or ""
+
     def screen_size(self) -> tuple[int, int]:
         """Width and height, pixels."""
         size = self._json("POST", "/screen_size", limit_s=self.limits.quick)
@@ -309,6 +313,10 @@ class Desktop:
             if refusal.status == 404:
                 return None
             raise
+
+    def listing(self, path: str) -> dict[str, Any]:
+        """A folder of the guest and all that is in it, as OSWorld describes folders."""
+        return self._json("POST", "/list_directory", {"path": path}, limit_s=self.limits.command)["directory_tree"]
 
     def files(self, path: str) -> dict[str, bytes | None]:
         """Every file below `path`: name → content, None for a folder. Only our own guest tells."""

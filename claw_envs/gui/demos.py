@@ -158,16 +158,18 @@ def played(env: GuiEnv, task: GeneratedTask, way: Way) -> tuple[Recording, bool]
     ]
 
 
-def record(env: GuiEnv, *, tries: int = 600, families: str | Sequence[str] | None = None) -> Iterator[tuple[str, str]]:
-    """Plays oracle and habit once for each family and shape among `tries` tasks and adds them to SCREENS; yields
-    (key, problem or "")."""
+def record(
+    env: GuiEnv, *, tries: int = 900, families: str | Sequence[str] | None = None, again: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Plays oracle and habit once for each family and shape among `tries` tasks and adds them to SCREENS (those that are there
+    already only `again`); yields (key, problem or "")."""
     known = _recordings() if SCREENS.is_file() else {}
     rows: dict[str, Any] = {
         k: {"words": r.words, "numbers": r.numbers, "trees": r.trees, "said": r.said} for k, r in known.items()
     }
     tasks = load("train", families=families, count=tries)
     assert isinstance(tasks, GeneratedTasks)
-    fresh: set[str] = set()
+    fresh = set() if again else set(rows)
     ways: tuple[Way, ...] = ("oracle", "habit")
     for task in tasks:
         for way in ways:

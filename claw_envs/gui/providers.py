@@ -61,6 +61,7 @@ class Provider(Protocol):
 PROVIDERS: dict[str, str] = {
     "namespace": "claw_envs.gui.providers:namespace",
     "docker": "claw_envs.gui.providers:docker",
+    "vm": "claw_envs.gui.vm:VmProvider",
     "remote": "claw_envs.gui.providers:RemoteProvider",
 }
 """By config name; each is imported only when it is asked for."""

@@ -30,7 +30,7 @@ PER_FAMILY = {"train": 200, "validation": 4, "heldout": 6}
 _BUCKETS = {"train": range(80), "validation": range(80, 90), "heldout": range(90, 100)}
 _WINDOW_S = 40.0
 """Longest wait for an application's window."""
-_PATIENCE_S = 0.4
+_PATIENCE_S = 1.0
 """How long a wrong final state may still become right."""
 _DISPLAY = re.compile(r'<text name="[^"]*"[^>]*>([^<]*)</text>')
 

@@ -33,7 +33,7 @@ def serve(argv: list[str]) -> None:
             token = file.read().strip()
     session = Session((int(width), int(height)), home=chosen.home, workdir=chosen.workdir or chosen.home)
     routes = Routes(session, token)
-    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    source, sink, out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb"), os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
     def start() -> None:
@@ -52,6 +52,7 @@ def serve(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     host, _, port = chosen.bind.rpartition(":")
     with Server((host, int(port)), routes) as server:
+        print(f"serving on {host}:{server.server_address[1]}", file=out, flush=True)
         threading.Thread(target=start, daemon=True).start()
         try:
             server.serve_forever()

@@ -105,7 +105,7 @@ class Routes:
         self._get: dict[str, Callable[[Request], Answer]] = {
             "/screenshot": self.screenshot, "/accessibility": self.accessibility, "/terminal": self.terminal,
             "/platform": lambda r: of_text("Linux"), "/cursor_position": self.cursor_position,
-            "/claw/state": lambda r: of_json({"state": session.state}), "/claw/windows": self.windows,
+            "/claw/state": self.state, "/claw/windows": self.windows,
         }  # fmt: skip
         self._post: dict[str, Callable[[Request], Answer]] = {
             "/execute": self.execute, "/setup/execute": self.execute, "/run_python": self.run_python,
@@ -145,6 +145,15 @@ class Routes:
             return problem(f"{parts.path}: {error}", 500)
 
     # ---- looking
+
+    def state(self, r: Request) -> Answer:
+        """What it waits for, "ready", or "dead: why"."""
+        if self.session.state == "ready":
+            try:
+                self.session.check()
+            except SessionProblem as gone:
+                self.session.state = f"dead: {gone}"
+        return of_json({"state": self.session.state})
 
     def screenshot(self, r: Request) -> Answer:
         self.session.check()

@@ -1,0 +1,29 @@
+"""Real desktops for tests marked `gui`; skipped where their programs are missing, unless CI forbids it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from claw_envs.gui.providers import Machine, Provider, make_provider, missing_here
+
+
+@pytest.fixture(scope="session")
+def desktops() -> Iterator[Provider]:
+    """The embedded provider, two desktops kept warm."""
+    if missing := missing_here():
+        why = f"desktops need {', '.join(missing)}: make gui"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(why)
+    provider = make_provider("namespace")
+    yield provider
+    provider.close()
+
+
+@pytest.fixture
+def machine(desktops: Provider) -> Iterator[Machine]:
+    """One desktop."""
+    machine = desktops.start()
+    yield machine
+    machine.close()

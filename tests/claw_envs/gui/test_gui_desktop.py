@@ -1,0 +1,314 @@
+"""Real desktops: the provider contract, OSWorld's routes, and nothing left behind."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from claw_envs.gui.client import Desktop, DesktopError, Refusal, TcpTransport
+from claw_envs.gui.providers import GUEST_FILE, Machine, Provider, RemoteProvider
+
+pytestmark = pytest.mark.gui
+
+
+def image_of(png: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(png)).convert("RGB")
+
+
+def started(desktop: Desktop, command: str, title: str) -> None:
+    """The application is there, and the screen at rest."""
+    desktop.launch(command.split())
+    end = time.monotonic() + 30
+    while not any(title in w.title for w in desktop.windows()):
+        assert time.monotonic() < end, f"no window {title!r}"
+        time.sleep(0.02)
+    desktop.settled(start_s=0.3, quiet_s=0.1, longest_s=10)
+
+
+# ---- the provider contract
+
+
+def test_a_desktop_is_ready_clean_and_of_the_providers_size(desktops: Provider, machine: Machine):
+    assert machine.desktop.state() == "ready"
+    assert machine.desktop.screen_size() == desktops.size
+    assert image_of(machine.desktop.screenshot().png).size == desktops.size
+    assert machine.desktop.windows() == []
+    assert machine.desktop.files("/workspace") == {}
+
+
+def test_two_desktops_share_nothing(desktops: Provider):
+    one, other = desktops.start(), desktops.start()
+    try:
+        started(one.desktop, "xterm", "xterm")
+        one.desktop.upload("/workspace/a", b"1")
+        assert other.desktop.windows() == []
+        assert other.desktop.file("/workspace/a") is None
+    finally:
+        one.close()
+        other.close()
+
+
+def test_what_an_episode_left_is_gone_for_the_next(desktops: Provider):
+    first = desktops.start()
+    started(first.desktop, "mousepad", "Mousepad")
+    first.desktop.upload("/workspace/left.txt", b"x")
+    first.desktop.upload("/home/agent/.config/left", b"x")
+    first.desktop.execute("sleep 1000 & disown", shell=True)
+    first.desktop.act("pyautogui.keyDown('shift'); pyautogui.mouseDown()")
+    first.close()
+    for _ in range(3):  # whichever of the warm ones it is
+        again = desktops.start()
+        assert again.desktop.windows() == []
+        assert again.desktop.files("/workspace") == {}
+        assert again.desktop.file("/home/agent/.config/left") is None
+        assert "sleep 1000" not in again.desktop.execute("ps ax", shell=True).output
+        again.close()
+
+
+def test_closing_twice_is_fine_and_ends_its_use(desktops: Provider):
+    machine = desktops.start()
+    machine.close()
+    machine.close()
+
+
+def test_a_desktop_that_dies_is_the_worlds_fault_and_the_next_one_lives(desktops: Provider):
+    machine = desktops.start()
+    machine.desktop.execute("kill -9 $(pgrep Xvfb)", shell=True)
+    end = time.monotonic() + 10
+    while machine.desktop.state() == "ready" and time.monotonic() < end:
+        time.sleep(0.02)
+    with pytest.raises(DesktopError, match="lost"):
+        machine.desktop.settled()
+    machine.close()
+    again = desktops.start()
+    assert again.desktop.state() == "ready"
+    again.close()
+
+
+# ---- OSWorld's routes
+
+
+def test_screenshots_show_windows_and_the_cursor(machine: Machine):
+    desktop = machine.desktop
+    desktop.act("pyautogui.moveTo(200, 200)")
+    before = image_of(desktop.settled().png)
+    desktop.act("pyautogui.moveTo(900, 600)")
+    after = image_of(desktop.settled().png)
+    assert before != after
+    assert desktop.cursor() == (900, 600)
+    started(desktop, "xterm", "xterm")
+    assert len(set(image_of(desktop.screenshot().png).getdata())) > 3
+
+
+@pytest.mark.parametrize("text", ["hello <World> a>b", "tab\tand | {pipes} ~`\\", "Grüße é ñ €"])
+def test_every_character_that_is_typed_arrives(machine: Machine, text: str):
+    desktop = machine.desktop
+    desktop.upload("/workspace/a.txt", b"")
+    started(desktop, "mousepad a.txt", "a.txt")
+    done = desktop.act(f"pyautogui.write({text!r})\npyautogui.hotkey('ctrl', 's')")
+    assert done.ok, done.error
+    end = time.monotonic() + 5
+    while (got := (desktop.file("/workspace/a.txt") or b"").decode().rstrip("\n")) != text and time.monotonic() < end:
+        time.sleep(0.05)
+    assert got == text
+
+
+def test_the_tree_is_osworlds_xml(machine: Machine):
+    desktop = machine.desktop
+    started(desktop, "galculator", "galculator")
+    whole, shown = ET.fromstring(desktop.tree(showing=False)), ET.fromstring(desktop.tree())
+    assert whole.tag == shown.tag == "desktop-frame"
+    assert len(list(whole.iter())) > len(list(shown.iter()))
+    seven = next(e for e in shown.iter("push-button") if e.get("name") == "7")
+    namespace = "https://accessibility.ubuntu.example.org/ns/"
+    assert seven.get(f"{{{namespace}component}}screencoord")
+    assert seven.get(f"{{{namespace}state}}showing") == "true"
+
+
+def test_a_terminal_is_in_the_tree_though_it_says_nothing_of_itself(machine: Machine):
+    started(machine.desktop, "xterm", "xterm")
+    root = ET.fromstring(machine.desktop.tree())
+    assert [e.get("name") for e in root.iter("frame")] == ["xterm"]
+
+
+def test_commands_files_and_folders(machine: Machine):
+    desktop = machine.desktop
+    assert desktop.execute("echo out; echo err >&2; exit 3", shell=True)[1:] == ("out\n", "err\n", 3)
+    assert desktop.execute(["echo", "a b"]).output == "a b\n"
+    assert desktop.execute("/no/such/program").returncode == 127
+    data = bytes(range(256)) * 64 + b"\r\n--claw"
+    desktop.upload("/workspace/deep/er/x.bin", data)
+    assert desktop.file("/workspace/deep/er/x.bin") == data
+    assert desktop.file("/workspace/none") is None
+    assert desktop.listing("/workspace")["children"][0]["name"] == "deep"
+    assert desktop.files("/workspace")["deep/er/x.bin"] == data
+
+
+def test_the_other_routes_of_the_table(machine: Machine):
+    desktop = machine.desktop
+    started(desktop, "xterm", "xterm")
+    desktop.upload("/workspace/wall.png", desktop.screenshot().png)
+
+    def post(route: str, **body: object) -> bytes:
+        return desktop.post(route, body).body
+
+    assert json.loads(post("/run_python", code="print(6 * 7)"))["output"] == "42\n"
+    assert json.loads(post("/run_bash_script", script="pwd", working_dir="/tmp"))["output"] == "/tmp\n"
+    verified = json.loads(
+        post("/setup/execute_with_verification", command="true", verification={"window_exists": "xterm"})
+    )
+    assert verified["verification"] == "passed"
+    assert b"xterm" in post("/setup/activate_window", window_name="xterm")
+    assert json.loads(post("/window_size", app_class_name="xterm"))["width"] > 100
+    assert json.loads(post("/desktop_path"))["desktop_path"].endswith("/Desktop")
+    post("/setup/change_wallpaper", path="/workspace/wall.png")
+    assert post("/wallpaper")[:4] == b"\x89PNG"
+    assert b"xterm" in post("/setup/close_window", window_name="xterm", strict=False)
+    for route, body, said in (
+        ("/setup/open_file", {"path": "/nowhere"}, "there is no file"),
+        ("/setup/activate_window", {"window_name": "nobody"}, "there is no window"),
+        ("/start_recording", {}, "records no video"),
+        ("/no/such/route", {}, "no such route"),
+        ("/execute", {"command": 3}, "command must be"),
+        ("/setup/download_file", {"url": "http://127.0.0.1:9/x", "path": "x"}, "cannot be fetched"),
+    ):
+        with pytest.raises(Refusal, match=said):
+            desktop.post(route, body)
+    assert desktop.state() == "ready"
+
+
+def test_an_endless_loop_is_stopped_and_the_desktop_lives(machine: Machine):
+    began = time.monotonic()
+    done = machine.desktop.act("pyautogui.keyDown('shift')\nwhile True: pass", limit_s=1.0)
+    assert time.monotonic() - began < 10
+    assert (done.ok, done.returncode) == (False, -9)
+    assert "stopped after 1 s" in done.error
+    assert machine.desktop.act("print(pyautogui.size().width)").output == "1280\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("pyautogui.click(5000, 10)", r"\(5000, 10\) is off the screen, which is 1280 x 800 \(line"),
+        ("pyautogui.press('anykey')", "there is no key 'anykey'"),
+        ("pyautogui.hotkey('ctrl', 'nokey')", "there is no key 'nokey'"),
+        ("undefined_name", "NameError"),
+        ("raise SystemExit(2)", "SystemExit: 2"),
+        ("import os; os._exit(1)", "stopped"),
+    ],
+)
+def test_what_is_wrong_with_code_is_told(machine: Machine, code: str, said: str):
+    import re
+
+    done = machine.desktop.act(code, limit_s=5.0)
+    assert not done.ok
+    assert re.search(said, done.error), done.error
+    assert machine.desktop.act("pyautogui.press('esc')").ok
+
+
+def test_a_screen_that_never_settles_is_given_as_it_is(machine: Machine):
+    desktop = machine.desktop
+    desktop.launch(["xterm", "-e", "sh", "-c", "while :; do echo $((i=i+1)); done"])
+    end = time.monotonic() + 20
+    while not desktop.windows() and time.monotonic() < end:
+        time.sleep(0.02)
+    shot = desktop.settled(start_s=0.2, quiet_s=0.1, longest_s=1.0)
+    assert shot.settled is False
+    assert image_of(shot.png).size == (1280, 800)
+
+
+# ---- at an address
+
+
+def test_a_desktop_at_an_address_wants_its_token(desktops: Provider, tmp_path: Path):
+    from claw_envs.gui.bundle import bundle
+
+    guest, token, home = tmp_path / "guest.pyz", tmp_path / "token", tmp_path / "home"
+    guest.write_bytes(bundle())
+    token.write_text("secret")
+    home.mkdir()
+    argv = [
+        "/usr/bin/python3",
+        str(guest),
+        "serve",
+        "--bind",
+        "127.0.0.1:0",
+        "--token-file",
+        str(token),
+        "--home",
+        str(home),
+    ]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().rpartition(":")[2])
+        with pytest.raises(Refusal, match="token is missing or wrong"):
+            Desktop(TcpTransport("127.0.0.1", port)).screenshot()
+        provider = RemoteProvider(addresses=[f"127.0.0.1:{port}"], token="secret", ready_s=60)
+        machine = provider.start()
+        assert machine.desktop.screen_size() == provider.size == (1280, 800)
+        machine.desktop.act("pyautogui.moveTo(3, 4)")
+        assert machine.desktop.cursor() == (3, 4)
+        machine.close()
+        provider.start().close()
+        provider.close()
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+# ---- nothing is left behind
+
+_KILLED = """
+import os, sys
+from claw_envs.gui.providers import make_provider
+provider = make_provider("namespace", pool={"warm": 1})
+machines = [provider.start() for _ in range(2)]
+for m in machines:
+    m.desktop.launch(["xterm"])
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def _servers() -> set[int]:
+    """Process numbers of X servers and guests on this machine."""
+    out = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                command = Path(f"/proc/{name}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if command.startswith(b"Xvfb\0") or GUEST_FILE.encode() in command:
+                out.add(int(name))
+    return out
+
+
+def test_nothing_is_left_of_a_driver_that_was_killed(desktops: Provider):
+    before = _servers()
+    sockets = set(os.listdir("/tmp/.X11-unix")) if os.path.isdir("/tmp/.X11-unix") else set()
+    driver = subprocess.Popen([sys.executable, "-c", _KILLED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "ready\n"
+    assert len(_servers() - before) >= 4
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    end = time.monotonic() + 10
+    while (left := _servers() - before) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not left
+    assert (set(os.listdir("/tmp/.X11-unix")) if os.path.isdir("/tmp/.X11-unix") else set()) == sockets
+    for pipe in (driver.stdin, driver.stdout):
+        assert pipe is not None
+        pipe.close()
