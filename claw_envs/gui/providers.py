@@ -121,7 +121,7 @@ class DesktopSandboxes:
         try:
             sandbox.write(GUEST_FILE, bundle())
             size = f"{self.config.size[0]}x{self.config.size[1]}"
-            argv = ["/usr/bin/python3", GUEST_FILE, "serve", "--pipes", "--size", size, "--workdir", WORKDIR]
+            argv = ["/usr/bin/python3", GUEST_FILE, "serve", "--alone", "--pipes", "--size", size, "--workdir", WORKDIR]
             desktop = Desktop(PipeTransport(sandbox.spawn(argv)))
             desktop.wait_ready(self.config.start_s)
         except BaseException:

@@ -1,7 +1,8 @@
 """One command starts a desktop: `python3 claw-guest.pyz serve [--size 1280x800] [--pipes | --bind 127.0.0.1:5000]`.
 
 `--token-file FILE`: requests must carry the file's content as `Authorization: Bearer …`. The other two commands, `hands` and
-`tree`, are its own workers.
+`tree`, are its own workers. `--alone`: this user has the machine (or the sandbox) to itself, so that a reset may end all of its
+processes and remove all of its files; without it there is no reset.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ def serve(argv: list[str]) -> None:
     parser.add_argument("--home", default=os.environ.get("HOME", "/root"))
     parser.add_argument("--workdir", default="")
     parser.add_argument("--token-file", default="")
+    parser.add_argument("--alone", action="store_true")
     chosen = parser.parse_args(argv)
     from guest.routes import Routes, Server, serve_pipes
     from guest.session import Session, SessionProblem
@@ -31,7 +33,9 @@ def serve(argv: list[str]) -> None:
     if chosen.token_file:
         with open(chosen.token_file, encoding="utf-8") as file:
             token = file.read().strip()
-    session = Session((int(width), int(height)), home=chosen.home, workdir=chosen.workdir or chosen.home)
+    session = Session(
+        (int(width), int(height)), home=chosen.home, workdir=chosen.workdir or chosen.home, alone=chosen.alone
+    )
     routes = Routes(session, token)
     source, sink, out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb"), os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

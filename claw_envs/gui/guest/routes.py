@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from guest import files
 from guest.screen import png
-from guest.session import Session, SessionProblem
+from guest.session import Session, SessionProblem, SharedMachine
 
 EXECUTE_S = 120.0
 """Longest /execute, as upstream."""
@@ -386,8 +386,11 @@ class Routes:
     # ---- the way back
 
     def reset(self, r: Request) -> Answer:
-        with self._one:
-            different = self.session.reset()
+        try:
+            with self._one:
+                different = self.session.reset()
+        except SharedMachine as shared:
+            return problem(str(shared), 409)
         return of_json({"clean": not different, "different": different})
 
 

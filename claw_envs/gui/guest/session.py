@@ -64,6 +64,10 @@ class SessionProblem(Exception):
     """The desktop cannot start, or a part of it is gone."""
 
 
+class SharedMachine(Exception):
+    """A reset was asked for where it could hurt others."""
+
+
 class Worker:
     """A process that answers lines of JSON; killed and started anew when it does not answer in time."""
 
@@ -156,8 +160,11 @@ class Worker:
 class Session:
     """One desktop. `home` is where applications keep their settings, `workdir` where they start."""
 
-    def __init__(self, size: tuple[int, int], *, home: str, workdir: str, display: str = "") -> None:
-        self.size, self.home, self.workdir = size, home, workdir
+    def __init__(
+        self, size: tuple[int, int], *, home: str, workdir: str, display: str = "", alone: bool = False
+    ) -> None:
+        """`alone`: this user has the machine to itself, so that a reset may end its processes and remove its files."""
+        self.size, self.home, self.workdir, self.alone = size, home, workdir, alone
         self.state = "starting"
         """What it waits for; "ready", or "dead: why"."""
         self._number = display
@@ -332,7 +339,15 @@ class Session:
                         self._home_files[path] = file.read()
 
     def reset(self) -> str:
-        """The desktop is as it was when it became ready; "" when that is proved, else what is different."""
+        """The desktop is as it was when it became ready; "" when that is proved, else what is different.
+
+        Raises SharedMachine, and touches nothing, unless the desktop is alone on its machine and not the superuser's: what a reset
+        ends and removes may otherwise be anybody's.
+        """
+        if not self.alone or os.geteuid() == 0:
+            raise SharedMachine(
+                "this desktop shares its machine with others; only one started with --alone, and not as root, resets"
+            )
         self.hands.kill()
         self._kill_others()
         with self._lock:

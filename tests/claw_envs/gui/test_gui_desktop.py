@@ -259,6 +259,9 @@ def test_a_desktop_at_an_address_wants_its_token(desktops: Provider, tmp_path: P
         assert machine.desktop.screen_size() == provider.size == (1280, 800)
         machine.desktop.act("pyautogui.moveTo(3, 4)")
         assert machine.desktop.cursor() == (3, 4)
+        with pytest.raises(Refusal, match="shares its machine with others"):
+            machine.desktop.reset()
+        assert guest.exists()
         machine.close()
         provider.start().close()
         provider.close()
