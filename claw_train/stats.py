@@ -76,7 +76,7 @@ def majority_at_k(
         chosen: Iterable[Sequence[int]] = combinations(range(n), k)
     else:
         rng = np.random.default_rng(seed)
-        chosen = [rng.choice(n, k, replace=False) for _ in range(samples)]
+        chosen = [rng.choice(n, k, replace=False).tolist() for _ in range(samples)]
     values = [_majority([votes[i] for i in indices]) for indices in chosen]
     return sum(values) / len(values)
 

@@ -65,7 +65,7 @@ def read(answer: str) -> tuple[Any, ...]:
     text = answer.strip()
     if not (text.startswith("$") or text.startswith("\\(") or text.startswith("\\[")):
         text = f"${text}$"
-    return tuple(parse(text, parsing_timeout=None))
+    return tuple(parse(text, parsing_timeout=0))
 
 
 def _differ(gold: Any, given: Any) -> bool | None:

@@ -321,7 +321,7 @@ def backend_with_packages(sandboxes: str | Sandboxes) -> tuple[Sandboxes, bool]:
         config = NamespaceConfig()
     else:
         backend = make_sandboxes(sandboxes)
-        inner = backend
+        inner: Any = backend
         while hasattr(inner, "inner"):  # a pool knows nothing of roots, and machines are kept here anyway
             inner = inner.inner
         if not isinstance(inner, NamespaceSandboxes):

@@ -111,10 +111,10 @@ def _said(value: Any, column: str) -> tuple[str, str]:
     texts = [(m.get("role"), m.get("content")) for m in messages if isinstance(m, Mapping)]
     if not texts or len(texts) != len(messages) or not all(isinstance(t, str) for _, t in texts):
         raise ValueError(f"its {column} is {str(value)[:60]!r}; it must be text, or messages with role and content")
-    questions = [text for role, text in texts if role == "user"]
+    questions = [str(text) for role, text in texts if role == "user"]
     if len(questions) != 1 or not questions[0].strip():
         raise ValueError(f"its {column} has {len(questions)} messages of a user; there must be one, and not empty")
-    return next((text for role, text in texts if role == "system"), ""), questions[0].strip()
+    return next((str(text) for role, text in texts if role == "system"), ""), questions[0].strip()
 
 
 def _answer(data: Mapping[str, Any]) -> str:

@@ -111,7 +111,7 @@ class Keeper:
         self.child = 0
         self.pidfd = -1
         self.to_child = -1
-        self.from_child = None
+        self.from_child = Inbox(-1)
         self.wanted = set()
 
     def serve(self):
@@ -289,8 +289,8 @@ def no_other_place(places):
 def remove(path):
     """`path` and all below it is gone, whatever rights were taken from it."""
     if os.path.isdir(path) and not os.path.islink(path):
+        os.chmod(path, 0o700)
         for folder, names, _ in os.walk(path):
-            os.chmod(folder, 0o700)
             for name in names:
                 inner = os.path.join(folder, name)
                 if not os.path.islink(inner):
@@ -402,7 +402,7 @@ class Interpreter:
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed(0)
         main = types.ModuleType("__main__")
-        main.__builtins__ = builtins
+        setattr(main, "__builtins__", builtins)  # noqa: B010 (a module has it, though its type does not say so)
         builtins.exit = builtins.quit = sys.exit
         sys.modules["__main__"] = main
         self.names = main.__dict__

@@ -219,7 +219,8 @@ def _become_worker(control: socket.socket, fd: int, memory_mb: int) -> None:
         if memory_mb:
             with open("/proc/self/statm") as file:
                 born = int(file.read().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (born + (memory_mb << 20),) * 2)
+            most = born + (memory_mb << 20)
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
         serve(socket.socket(fileno=fd))
     except (EOFError, OSError):
         pass

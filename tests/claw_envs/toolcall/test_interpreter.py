@@ -158,7 +158,8 @@ def test_garbage_on_the_way_back_is_no_answer(python: Interpreter):
 
 
 @pytest.mark.parametrize("backend_name", ["namespace", pytest.param("docker", marks=pytest.mark.docker)], indirect=True)
-def test_a_machine_is_wiped_between_episodes(machines: Machines, backend_name: str):
+def test_a_machine_is_wiped_between_episodes(machines_of: Callable[..., Machines], backend_name: str):
+    machines = machines_of(backend_name, InterpreterConfig(timeout_s=29.0))
     first = Interpreter(machines)
     first.run("secret = 42")
     first.run(
@@ -183,7 +184,7 @@ def test_a_machine_is_wiped_between_episodes(machines: Machines, backend_name: s
 
 
 def test_shared_memory_left_behind_ends_the_machine(machines_of: Callable[..., Machines]):
-    machines = machines_of("namespace")
+    machines = machines_of("namespace", InterpreterConfig(timeout_s=28.0))
     first = Interpreter(machines)
     said = first.run("import ctypes; libc = ctypes.CDLL(None); libc.shmget(77, 4096, 0o1666)")
     assert int(said) >= 0
