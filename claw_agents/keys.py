@@ -7,37 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from claw_agents.server_config import KeyConfig
 from claw_agents.wire import WireError
 from claw_envs.errors import ConfigError
-
-_NAME = re.compile(r"[a-z0-9_-]{1,32}")
-_HASH = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class KeyConfig:
-    """One user and the hash of their key; `python -m claw_agents key NAME` makes both."""
-
-    user: str
-    sha256: str
-    """Of the key, in hexadecimal."""
-    learn: bool = True
-    """Whether the policy may learn from what this user says; False: nothing of it is kept."""
-    admin: bool = False
-    """Whether this user may delete anybody's sessions and see everybody's."""
-
-    def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.user):
-            raise ConfigError(f"a key's user is {self.user!r}; it must be 1 to 32 of a-z, 0-9, _ and -")
-        if not _HASH.fullmatch(self.sha256):
-            raise ConfigError(
-                f"the key of user {self.user} has sha256 {self.sha256!r}; it must be 64 hexadecimal digits"
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,8 @@ class Redactor:
 
     def _clean(self, text: str) -> str:
         """`text` with every span as [kind]."""
-        spans = _merged([(a, b, kind) for kind, find in self._finders for a, b in find(text)])
+        found: list[Span] = [(a, b, kind) for kind, find in self._finders for a, b in find(text)]
+        spans = _merged(found)
         if not spans:
             return text
         parts: list[str] = []

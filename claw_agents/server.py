@@ -14,71 +14,24 @@ import base64
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import orjson
 
 from claw_agents.completions import Run, begin
-from claw_agents.keys import KeyConfig, Keys, RateLimiter, User, too_many
+from claw_agents.keys import Keys, RateLimiter, User, too_many
 from claw_agents.meters import Meters
 from claw_agents.policy import Policy
+from claw_agents.server_config import LOOPBACK, ServerConfig
 from claw_agents.session import Sessions
-from claw_agents.wire import DONE, WireError, WireLimits, read_json, read_request
-from claw_envs.errors import ConfigError
+from claw_agents.wire import DONE, WireError, read_json, read_request
 from claw_envs.messages import system
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _JSON = (b"content-type", b"application/json")
-
-
-@dataclass(frozen=True)
-class ServerConfig:
-    """Where it listens, who may ask, and how much."""
-
-    host: str = "127.0.0.1"
-    """Address to listen at; anything but this machine's own needs keys."""
-    port: int = 30000
-    """Port to listen at; 0: any free one."""
-    model: str = "claw"
-    """The policy's name on the wire."""
-    keys: Sequence[KeyConfig] = ()
-    """Who may ask; none: everybody who can reach it, all of them the user "local"."""
-    system: str = ""
-    """The system message of conversations that bring none; "": none."""
-    max_tokens: int = 512
-    """Most tokens of one reply."""
-    temperature: float = 1.0
-    """Where a client does not say."""
-    max_body_bytes: int = 4 << 20
-    """Longest body of a request."""
-    per_minute: float = 0.0
-    """Requests a minute of one user; 0: no limit."""
-    burst: int = 60
-    """Of them, how many may come at once."""
-    max_concurrent: int = 512
-    """Requests at work at once; the engine queues what it cannot start."""
-    per_user: int = 256
-    """Of them, how many may be one user's."""
-    drain_s: float = 30.0
-    """How long a shutdown waits for requests at work."""
-    sweep_s: float = 5.0
-    """How often silent sessions are looked for."""
-    limits: WireLimits = field(default_factory=WireLimits)
-    """How much one request may ask for."""
-
-    def __post_init__(self) -> None:
-        if self.host not in _LOOPBACK and not self.keys:
-            raise ConfigError(
-                f"live.server.host is {self.host!r}, which others can reach; give live.server.keys "
-                "(python -m claw_agents key NAME makes one), or listen at 127.0.0.1"
-            )
-        if not 0 <= self.port < 1 << 16:
-            raise ConfigError(f"live.server.port is {self.port}; it must lie between 0 and 65535")
 
 
 class Hooks(Protocol):
@@ -90,6 +43,10 @@ class Hooks(Protocol):
 
     async def forget(self, user: User, session: str) -> Mapping[str, Any]:
         """A session is deleted, whatever was kept of it."""
+        ...
+
+    async def refresh(self) -> None:
+        """What the status page and the metrics show is up to date."""
         ...
 
     def status(self) -> Mapping[str, Any]:
@@ -326,10 +283,13 @@ class Server:
         await respond(send, 200 if alive else 503, orjson.dumps(row))
 
     async def _metrics(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
+        if self.hooks is not None:
+            await self.hooks.refresh()
         await respond(send, 200, self.meters.text(), [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
 
     async def _status(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
         self._check_admin(headers)
+        await self._hooks().refresh()
         await respond(send, 200, orjson.dumps(self._hooks().status(), option=orjson.OPT_SERIALIZE_NUMPY))
 
     async def _page(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
@@ -383,7 +343,7 @@ def check_origin(headers: Mapping[bytes, bytes]) -> None:
     host = headers.get(b"host", b"").decode("latin-1")
     name = host.rpartition(":")[0] if ":" in host and not host.endswith("]") else host
     origin = headers.get(b"origin", b"").decode("latin-1")
-    if name.strip("[]") not in _LOOPBACK or (origin and origin.partition("://")[2] != host):
+    if name.strip("[]") not in LOOPBACK or (origin and origin.partition("://")[2] != host):
         raise WireError(
             f"a server without keys answers only http://127.0.0.1, not host {host!r} or origin {origin!r}",
             status=403,

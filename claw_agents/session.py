@@ -25,26 +25,13 @@ import orjson
 
 from claw_agents.recorder import Recorder
 from claw_agents.render import Renderer
+from claw_agents.server_config import SessionConfig
 from claw_agents.trajectory import Generation, Prompt, Stop, Trajectory
 from claw_envs.messages import Action, Message, Observation, Tool
 
 State = Literal["new", "busy", "waiting", "failed", "ended"]
 _PAST = 100_000
 """Digests of earlier conversations that are remembered, to tell forks from strangers."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionConfig:
-    """How long conversations are known, and which requests are none."""
-
-    idle_s: float = 1800.0
-    """A session that is silent for so long ends, and its last turn counts as unanswered."""
-    max_sessions: int = 10_000
-    """Most sessions at once; beyond, the one that is silent longest ends."""
-    max_turns: int = 200
-    """A session with so many turns ends, and the conversation goes on as a new one."""
-    side_patterns: tuple[str, ...] = (r"^\W*heartbeat\b", r"^read heartbeat\.md")
-    """Requests whose last message matches one of these (whatever the case) are side turns: served, never trained."""
 
 
 class Sink(Protocol):
@@ -218,7 +205,7 @@ class Sessions:
         known = digests[last] if last >= 0 else b""
         if side is None:
             side = self.is_side(messages, last)
-        private = not learn or (known and self._past.get(known) == "")
+        private = not learn or (known != b"" and self._past.get(known) == "")
         if private or side:
             waiting = self._waiting(known) if side and not private else None
             return self._unrecorded(messages, tools, asked, name or (waiting.name if waiting else ""), private, waiting)

@@ -18,6 +18,7 @@ import orjson
 
 from claw_agents.policy import SamplingParams
 from claw_agents.render_compact import arguments_of
+from claw_agents.server_config import WireLimits
 from claw_agents.trajectory import Generation
 from claw_envs.messages import Action, Message, Role, Tool, ToolCall
 
@@ -62,24 +63,6 @@ class WireError(Exception):
         """The response's body."""
         error = {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}
         return orjson.dumps({"error": error})
-
-
-@dataclass(frozen=True, slots=True)
-class WireLimits:
-    """How much one request may ask for."""
-
-    max_messages: int = 1000
-    """Messages of one request."""
-    max_chars: int = 400_000
-    """Characters of one message."""
-    max_tools: int = 128
-    """Tools of one request."""
-    max_n: int = 8
-    """Replies to one request."""
-    max_top_logprobs: int = 20
-    """Most likely tokens shown at each position."""
-    images: bool = False
-    """Whether the policy sees images; a text policy refuses them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +235,8 @@ def _messages(value: Any, limits: WireLimits) -> tuple[Message, ...]:
 def _message(row: Any, where: str, limits: WireLimits) -> Message:
     if not isinstance(row, dict):
         raise WireError(f"{where} is {type(row).__name__}; it must be an object", param=where)
-    role = _ROLES.get(row.get("role") if isinstance(row.get("role"), str) else "")
+    named = row.get("role")
+    role = _ROLES.get(named) if isinstance(named, str) else None
     if role is None:
         raise WireError(f"{where}.role is {row.get('role')!r}; there are: {', '.join(_ROLES)}", param=f"{where}.role")
     text, images = _content(row.get("content"), f"{where}.content", limits)
@@ -277,8 +261,9 @@ def _content(value: Any, where: str, limits: WireLimits) -> tuple[str, tuple[byt
     images: list[bytes] = []
     for i, part in enumerate(value):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("text", "refusal") and isinstance(part.get("text", part.get("refusal")), str):
-            texts.append(part.get("text", part.get("refusal")))
+        said = part.get(kind) if kind in ("text", "refusal") else None
+        if isinstance(said, str):
+            texts.append(said)
         elif kind == "image_url":
             images.append(_image(part, f"{where}[{i}]", limits))
         else:
@@ -310,7 +295,9 @@ def _calls(value: Any, where: str) -> tuple[ToolCall, ...]:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise WireError(f"{where}[{i}] is no call of a function", param=where)
         said = function.get("arguments")
-        arguments = arguments_of(said) if isinstance(said, str) and said.strip() else {} if not said else dict(said)
+        arguments = arguments_of(said) if isinstance(said, str) and said.strip() else said or {}
+        if not isinstance(arguments, str | Mapping):
+            raise WireError(f"{where}[{i}].function.arguments is {arguments!r}; it must be JSON as a text", param=where)
         out.append(ToolCall(function["name"], arguments, str(row.get("id") or "")))
     return tuple(out)
 

@@ -26,7 +26,7 @@ from claw_train.brain import check_policy, make_brain
 from claw_train.config import differences, groups, plain, split_override, summary_of
 from claw_train.runs import find_run, locked, new_run, point_latest, stored_config, write_atomically
 from claw_train.settings import EnvConfig, RunConfig, build_run, compose_run
-from claw_train.stages import Job, MakeBrain, execute
+from claw_train.stages import Job, MakeBrain, execute, live_stage
 
 FREE = ("loop.budget_s", "loop.steps", "view", "runs", "chosen", "wandb", "wandb_project")
 """Settings that a resume may change without being asked: how far to go, and what is shown."""
@@ -61,6 +61,8 @@ def prepare(argv: Sequence[str]) -> Job:
     check_worlds(config.env)
     check_policy(config)
     check_end(config)
+    if config.live is not None:
+        live_stage()
     folder = new_run(config.runs, f"{config.world_name}-{config.method_name}")
     return Job(config, folder)
 

@@ -67,11 +67,13 @@ def _rating(value: object) -> float | None:
 class TurnScorer(Protocol):
     """Scores one turn of an episode that is still going on: what a live chat needs."""
 
-    async def score_turn(self, trajectory: Trajectory, turn: int, known: Verdict | None = None) -> Signal: ...
+    async def score_turn(self, trajectory: Trajectory, turn: int, known: Verdict | None = None) -> Signal:
+        """What is known of the turn. `known`: the judge's verdict, where it gave one."""
+        ...
 
 
 @runtime_checkable
-class Scoring(Protocol):
+class Scoring(TurnScorer, Protocol):
     """Something that scores trajectories. Safe to call many times at once."""
 
     async def score(self, trajectory: Trajectory, known: Mapping[int, Verdict] | None = None) -> Scored:

@@ -18,12 +18,15 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from claw_agents.engines.client import EngineClient
 from claw_agents.policy import Policy, SamplingParams
 from claw_agents.render import Renderer
+from claw_envs.errors import ConfigError
 from claw_envs.registry import load_tasks
 from claw_envs.sandbox import Sandboxes
 from claw_train.brain import Brain, cloned, cloning_steps, open_policy
@@ -31,7 +34,6 @@ from claw_train.checkpoint import TEACHER, Checkpoint, Checkpoints
 from claw_train.config import groups, plain
 from claw_train.credit import make_credit
 from claw_train.journal import Journal
-from claw_train.live.stage import Live, make_publisher, serve
 from claw_train.loop import Loop, LoopResult
 from claw_train.metrics import JsonlSink, Row, Sink, Sinks, WandbSink, read_rows
 from claw_train.publish import Publisher
@@ -302,7 +304,7 @@ class Run:
             async with manager, AsyncExitStack() as stack:
                 publisher = Publisher(mind.learner, mind.engines)
                 if config.live is not None:
-                    publisher = await make_publisher(config, self.folder, mind, journal, stack)
+                    publisher = await live_stage().make_publisher(config, self.folder, mind, journal, stack)
                 loop = Loop(
                     config.loop,
                     rollouts=manager,
@@ -324,7 +326,7 @@ class Run:
                     self.interrupts.first = lambda: self._stop(loop)
                     self.result = await loop.run()
                 else:
-                    live = Live(config, self.folder, mind, loop, journal, publisher)
+                    live = live_stage().Live(config, self.folder, mind, loop, journal, publisher)
                     self.result = await self._serve(live, keeper)
         self.interrupts.first = None
         self.counts, self.failure = keeper.counts(), keeper.failure
@@ -338,7 +340,7 @@ class Run:
         keeper.earlier = state.get("signals", {})
         self.view.say(f"going on from step {checkpoint.step}")
 
-    async def _serve(self, live: Live, keeper: Keeper) -> LoopResult:
+    async def _serve(self, live: Any, keeper: Keeper) -> LoopResult:
         asked = asyncio.Event()
 
         def stop() -> None:
@@ -346,7 +348,9 @@ class Run:
             asked.set()
 
         self.interrupts.first = stop
-        return await serve(live, say=self.view.say, asked_to_stop=asked, on_row=self._listeners, counts=keeper.counts)
+        return await live_stage().serve(
+            live, say=self.view.say, asked_to_stop=asked, on_row=self._listeners, counts=keeper.counts
+        )
 
     def _stop(self, loop: Loop) -> None:
         self.view.say("Stopping: one more checkpoint and evaluation (Ctrl-C again stops at once).")
@@ -384,6 +388,14 @@ class Run:
             print(f"claw: the last checkpoint is missing: {self.failure}", file=sys.stderr)
             return 1
         return 0
+
+
+def live_stage() -> ModuleType:
+    """What serves; needs packages that nothing else does. Raises ConfigError without them."""
+    try:
+        return import_module("claw_train.live.stage")
+    except ImportError as error:
+        raise ConfigError(f"env=live needs a package that is not here ({error}); pip install 'claw[live]'") from None
 
 
 def _short(path: Path) -> Path:

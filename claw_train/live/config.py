@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from claw_agents.redact import RedactConfig
-from claw_agents.server import ServerConfig
-from claw_agents.session import SessionConfig
+from claw_agents.server_config import ServerConfig, SessionConfig
 from claw_envs.errors import ConfigError
 
 

@@ -61,8 +61,10 @@ def read_cases(path: Path) -> list[Case]:
         try:
             row = json.loads(line)
             messages = tuple(Message(m["role"], m["content"]) for m in row["messages"])
-            patterns = [tuple(re.compile(p, re.IGNORECASE) for p in row.get(n, ())) for n in ("must", "must_not")]
-            out.append(Case(messages, *patterns, int(row.get("max_chars", 0))))
+            must, must_not = (
+                tuple(re.compile(p, re.IGNORECASE) for p in row.get(name, ())) for name in ("must", "must_not")
+            )
+            out.append(Case(messages, must, must_not, int(row.get("max_chars", 0))))
         except (ValueError, KeyError, TypeError, re.error) as error:
             raise ConfigError(f"{path}, line {number} is no case: {error!r}; see docs/live.md") from None
     if not out:

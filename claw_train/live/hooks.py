@@ -10,7 +10,7 @@ Nobody reaches another user's sessions; that they exist is not even said.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from claw_agents.trajectory import Trajectory
 from claw_agents.wire import WireError
 from claw_envs.env import Grade
 from claw_train.live.sink import LearningSink
+from claw_train.live.status import Status
 
 _WORDS = {"up": 1.0, "down": -1.0, "good": 1.0, "bad": -1.0, "neutral": 0.0}
 _KNOWN = {
@@ -42,13 +43,14 @@ class _Target:
 class LiveHooks:
     """See the module."""
 
-    def __init__(
-        self, sessions: Sessions, sink: LearningSink, redactor: Redactor, status: Callable[[], Mapping[str, Any]]
-    ) -> None:
+    def __init__(self, sessions: Sessions, sink: LearningSink, redactor: Redactor, status: Status) -> None:
         self._sessions = sessions
         self._sink = sink
         self._redactor = redactor
         self._status = status
+
+    async def refresh(self) -> None:
+        await self._status.refresh()
 
     def status(self) -> Mapping[str, Any]:
         return self._status()
@@ -64,6 +66,7 @@ class LiveHooks:
         if data.get("outcome") is not None or data.get("success") is not None:
             return self._outcome(target, data)
         row = self._row(target, data)
+        self._sink.counts["feedback"] += 1
         return self._said(target, row)
 
     async def forget(self, user: User, session: str) -> Mapping[str, Any]:

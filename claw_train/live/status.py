@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from math import isfinite
 from typing import Any
 
 from claw_agents.session import Sessions, facts
 from claw_agents.trajectory import Trajectory
-from claw_train.journal import Journal
+from claw_train.journal import Audit, Journal
 from claw_train.live.sink import LearningSink
 from claw_train.loop import Loop
 from claw_train.metrics import Row
@@ -46,7 +48,9 @@ class Status:
         self._sessions = sessions
         self._sink = sink
         self._loop = loop
-        self._journal = journal
+        self._path = journal.path
+        self._audit = Audit(0, 0, 0, 0, 0)
+        self._episodes: list[dict[str, Any]] = []
         self._counts = counts
         self._shown = episodes_shown
         self._rows: deque[Row] = deque(rows, maxlen=_POINTS)
@@ -55,10 +59,13 @@ class Status:
         """A learner step more."""
         self._rows.append(row)
 
+    async def refresh(self) -> None:
+        """Reads the journal anew, beside the event loop: counting a long one takes a while."""
+        self._audit, self._episodes = await asyncio.to_thread(self._read)
+
     def turns(self) -> dict[str, float]:
-        """Turns by what became of them."""
-        audit = self._journal.audit()
-        counts = self._counts()
+        """Turns by what became of them, as of the last `refresh`."""
+        audit, counts = self._audit, self._counts()
         out: dict[str, float] = {
             "recorded": audit.turns,
             "judged": int(counts.get("turns_judged", 0)),
@@ -77,7 +84,7 @@ class Status:
             "turns judged": turns["judged"],
             "turns trained": turns["trained"],
             "turns queued": turns["queued"],
-            "feedback": sum(self._sink.counts[n] for n in ("revised", "feedback_late", "reported")),
+            "feedback": self._sink.counts["feedback"] + self._sink.counts["reported"],
         }
         return {
             "title": self._title,
@@ -85,19 +92,23 @@ class Status:
             "turns": turns,
             "curves": {title: self._curve(name) for title, name in _CURVES.items()},
             "sessions": [facts(s) for s in reversed(self._sessions.all()[-50:])],
-            "episodes": [self._episode(row["id"]) for row in self._journal.episodes(self._shown)]
-            if self._shown
-            else [],
+            "episodes": self._episodes,
         }
+
+    def _read(self) -> tuple[Audit, list[dict[str, Any]]]:
+        with closing(Journal(self._path, read_only=True)) as journal:
+            latest = journal.episodes(self._shown) if self._shown else []
+            return journal.audit(), [_episode(journal, row["id"]) for row in latest]
 
     def _curve(self, name: str) -> list[tuple[float, float]]:
         return [(r["step"], r[name]) for r in self._rows if "step" in r and isfinite(r.get(name, float("nan")))]
 
-    def _episode(self, id: str) -> dict[str, Any]:
-        trajectory = self._journal.trajectory(id)
-        verdicts, fates = self._journal.verdicts(id), self._journal.fates(id)
-        turns = [_turn(trajectory, i, verdicts.get(i), fates.get(i, "")) for i in range(len(trajectory.turns))]
-        return {"id": id, "policy_version": trajectory.policy_version, "turns": turns}
+
+def _episode(journal: Journal, id: str) -> dict[str, Any]:
+    trajectory = journal.trajectory(id)
+    verdicts, fates = journal.verdicts(id), journal.fates(id)
+    turns = [_turn(trajectory, i, verdicts.get(i), fates.get(i, "")) for i in range(len(trajectory.turns))]
+    return {"id": id, "policy_version": trajectory.policy_version, "turns": turns}
 
 
 def _turn(trajectory: Trajectory, index: int, verdict: Verdict | None, fate: str) -> dict[str, Any]:

@@ -379,6 +379,9 @@ async def test_the_last_request_of_a_session_ends_it():
 
 async def test_the_status_page_is_for_administrators():
     class Hooks:
+        async def refresh(self):
+            pass
+
         def status(self):
             return {"title": "t"}
 
