@@ -104,6 +104,7 @@ def overview() -> str:
     there = groups()
     lines = ["claw turns every next state into training signal for one agent policy.", "", "Environments (+env=…)"]
     lines += [f"  {name:<10} {w.summary}" for name, w in WORLDS.items() if name in there["env"]]
+    lines += [f"  {name:<10} {summary_of('env', name)}" for name in there["env"] if name not in WORLDS]
     for title, group in (
         ("Methods (+method=…)", "method"),
         ("Policies (policy=…)", "policy"),
