@@ -133,7 +133,9 @@ class RuleJudge:
 def assess(context: JudgeContext) -> Verdict | None:
     """The verdict of the rules. A person's word weighs more than a tool's; several messages of one role add up.
 
-    A role that says good and bad at once is bad for tools (something failed) and bad for people ("thanks, but …").
+    A role that says good and bad at once is bad for tools (something failed) and bad for people ("thanks, but …"). A tool that
+    only shows what it showed before is 0: else a policy is paid for looking around for ever, and learns to (it did: steps of
+    reward +1 each, and no task solved any more).
     """
     best: Verdict | None = None
     for role, read, size in (("user", _read_person, PERSON_CHARS), ("tool", _read_tool, TOOL_CHARS)):
@@ -143,10 +145,23 @@ def assess(context: JudgeContext) -> Verdict | None:
         worst = min(verdicts, key=lambda v: v.score if v.score is not None else 0.0)
         hints = choose_hints(h for v in verdicts for h in v.hints)
         found = Verdict(worst.score, (worst.score,), worst.reason, hints)
+        if role == "tool" and worst.score == 1 and _nothing_new(context):
+            found = Verdict(0.0, (0.0,), "shows nothing that was not shown before")
         if found.score:
             return found
         best = best or found
     return best
+
+
+def _nothing_new(context: JudgeContext) -> bool:
+    """The same calls were made before, or every result says something and was read before, word for word."""
+    calls = context.action.tool_calls
+    if calls and any(m.role == "assistant" and m.tool_calls == calls for m in context.history):
+        before = {m.text for m in context.history if _speaks(m, "tool")}
+        return all(m.text in before for m in context.next_state if _speaks(m, "tool"))
+    shown = {m.text for m in context.history if m.role == "tool"}
+    results = [m.text for m in context.next_state if m.role == "tool"]
+    return bool(results) and all(t in shown and _EXIT.sub("", t).strip() for t in results)
 
 
 def _speaks(message: Message, role: str) -> bool:

@@ -191,3 +191,23 @@ def test_anything_can_be_read(text):
 
 def test_an_error_at_the_end_of_a_long_output_is_seen():
     assert says(tool_result("line\n" * 20_000 + "exit code 3")).score == -1
+
+
+def test_looking_again_at_what_was_shown_is_worth_nothing():
+    look, other = (assistant("", ToolCall("bash", {"command": c})) for c in ("ls", "ls ."))
+    shown, done = tool_result("a.txt\nexit code 0"), tool_result("exit code 0")
+    history = (user("do it"), look, shown, assistant("", ToolCall("bash", {"command": "touch b"})), done)
+
+    def score(action, *next_state):
+        verdict = assess(JudgeContext(history, action, next_state))
+        assert verdict is not None
+        return verdict.score
+
+    assert score(look, shown) == 0
+    assert score(other, shown) == 0, "whatever it was asked with"
+    assert score(look, tool_result("a.txt\nb\nexit code 0")) == 1, "the world has changed"
+    assert score(other, done) == 1, "silence is no news, and every good command is silent"
+    assert score(assistant("", ToolCall("bash", {"command": "touch b"})), done) == 0
+    assert score(look, shown, user("No, that is wrong.")) == -1, "a person's word weighs more"
+    failed = tool_result("ls: cannot access 'x': No such file or directory\nexit code 2")
+    assert assess(JudgeContext((*history, look, failed), look, (failed,))).score == -1  # type: ignore[union-attr]
