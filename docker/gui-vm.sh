@@ -40,7 +40,7 @@ Description=The desktop and what answers for it
 User=agent
 WorkingDirectory=/workspace
 Environment=HOME=/home/agent LANG=C.UTF-8 PATH=/usr/local/bin:/usr/bin:/bin
-ExecStart=/usr/bin/python3 /usr/local/lib/claw-guest.pyz serve --bind 0.0.0.0:5000 --token-file /etc/claw-token --workdir /workspace
+ExecStart=/usr/bin/python3 /usr/local/lib/claw-guest.pyz serve --alone --bind 0.0.0.0:5000 --token-file /etc/claw-token --workdir /workspace
 [Install]
 WantedBy=multi-user.target
 UNIT

@@ -67,10 +67,7 @@ def contents(path: str, most: int = 32 << 20) -> dict[str, str | None]:
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """The process and all that it started in its group are dead; its pipes are closed."""
+    """The process and all that it started in its group are dead."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    for pipe in (process.stdout, process.stderr):
-        if pipe is not None:
-            pipe.close()

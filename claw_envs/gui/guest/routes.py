@@ -11,6 +11,7 @@ import json
 import os
 import socketserver
 import subprocess
+import tempfile
 import threading
 import time
 import urllib.error
@@ -31,6 +32,8 @@ ACT_S = 30.0
 TREE_S = 20.0
 """Longest accessibility walk; then its process is killed."""
 MAX_BODY = 256 << 20
+MAX_OUTPUT = 4 << 20
+"""Most bytes of a command's output that are answered."""
 _PYTHONS = ("python", "python3", "/usr/bin/python", "/usr/bin/python3")
 
 
@@ -240,24 +243,26 @@ class Routes:
         if isinstance(command, list):
             command = [os.path.expanduser(p) if p.startswith("~") else p for p in command]
             command = " ".join(command) if shell else command
-        try:
-            done = subprocess.Popen(
-                command, shell=shell, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                env=self.session.env, cwd=cwd or self.session.workdir, start_new_session=True,
-                executable="/bin/bash" if shell else None,
-            )  # fmt: skip
-        except OSError as error:
-            return {"status": "error", "message": str(error), "output": "", "error": str(error), "returncode": 127}
-        try:
-            out, err = done.communicate(timeout=limit_s)
-        except subprocess.TimeoutExpired:
-            files.kill_group(done)
-            said = f"the command was stopped after {limit_s:g} s"
-            return {"status": "error", "message": said, "output": "", "error": said, "returncode": -9}
-        return {
-            "status": "success", "output": out.decode(errors="replace"), "error": err.decode(errors="replace"),
-            "returncode": done.returncode,
-        }  # fmt: skip
+        # Files, not pipes: what a command leaves running in the background may keep a pipe open for good.
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            try:
+                done = subprocess.Popen(
+                    command, shell=shell, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=self.session.env,
+                    cwd=cwd or self.session.workdir, start_new_session=True, executable="/bin/bash" if shell else None,
+                )  # fmt: skip
+            except OSError as error:
+                return {"status": "error", "message": str(error), "output": "", "error": str(error), "returncode": 127}
+            try:
+                done.wait(timeout=limit_s)
+            except subprocess.TimeoutExpired:
+                files.kill_group(done)
+                said = f"the command was stopped after {limit_s:g} s"
+                return {"status": "error", "message": said, "output": "", "error": said, "returncode": -9}
+            texts = []
+            for file in (out, err):
+                file.seek(0)
+                texts.append(file.read(MAX_OUTPUT).decode(errors="replace"))
+        return {"status": "success", "output": texts[0], "error": texts[1], "returncode": done.returncode}
 
     def run_python(self, r: Request) -> Answer:
         code = str(r.json()["code"])

@@ -223,7 +223,8 @@ class Session:
         os.makedirs(self.workdir, exist_ok=True)
 
     def _folder(self, name: str) -> str:
-        path = f"/tmp/.claw-desktop/{name}"
+        base = "/tmp" if self.alone else self.home
+        path = f"{base}/.claw-desktop/{name}"
         os.makedirs(path, mode=0o700, exist_ok=True)
         return path
 
@@ -341,8 +342,8 @@ class Session:
     def reset(self) -> str:
         """The desktop is as it was when it became ready; "" when that is proved, else what is different.
 
-        Raises SharedMachine, and touches nothing, unless the desktop is alone on its machine and not the superuser's: what a reset
-        ends and removes may otherwise be anybody's.
+        Raises SharedMachine, and touches nothing, unless the desktop is alone on its machine and not the superuser's: what a
+        reset ends and removes may otherwise be anybody's.
         """
         if not self.alone or os.geteuid() == 0:
             raise SharedMachine(

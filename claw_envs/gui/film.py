@@ -1,0 +1,99 @@
+"""An episode as a film strip: each screen with where the action went, what it was, and what the judge thought of it.
+
+Knows only turns as data, so that anything that keeps screenshots can be shown; needs Pillow.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from claw_envs.errors import ConfigError
+from claw_envs.messages import Action, Observation
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_POINT = re.compile(r"(?:click|Click|moveTo|dragTo)\(\s*(-?\d+)\s*,\s*(-?\d+)")
+_BAR = 44
+"""Height of the strip of words below a picture, pixels."""
+FRAME_MS = 1200
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One turn of a film: the screen before the action, the action, and what was said of it."""
+
+    png: bytes
+    action: str
+    verdict: str = ""
+
+
+def shots(
+    turns: Sequence[tuple[Observation, Action]], last: Observation | None = None, verdicts: Sequence[str] = ()
+) -> list[Shot]:
+    """The turns that show a screen; where one does not, the screen before it. `last`: what the world said at the end.
+
+    Raises ConfigError when there is no screenshot at all.
+    """
+    out: list[Shot] = []
+    png = b""
+    for i, (observation, action) in enumerate(turns):
+        png = next((m.images[-1] for m in reversed(observation) if m.images), png)
+        if png:
+            out.append(Shot(png, words_of(action), verdicts[i] if i < len(verdicts) else ""))
+    if last is not None and (end := next((m.images[-1] for m in reversed(last) if m.images), png)):
+        out.append(Shot(end, f"the end: {' '.join(m.text for m in last)}"[:200]))
+    if not out:
+        raise ConfigError("the episode has no screenshots; play it with env.sees=both")
+    return out
+
+
+def words_of(action: Action) -> str:
+    """An action in one line."""
+    calls = [
+        c.arguments if isinstance(c.arguments, str) else " ".join(str(v) for v in c.arguments.values())
+        for c in action.tool_calls
+    ]
+    return "; ".join([*([action.text] if action.text else []), *calls])
+
+
+def frame(shot: Shot, number: int, width: int = 960) -> Image:
+    """One picture: the screen, a ring where the action went, and the words below."""
+    from PIL import Image, ImageDraw
+
+    screen = Image.open(io.BytesIO(shot.png)).convert("RGB")
+    height = round(screen.height * width / screen.width)
+    scale = width / screen.width
+    out = Image.new("RGB", (width, height + _BAR), "white")
+    out.paste(screen.resize((width, height)), (0, 0))
+    draw = ImageDraw.Draw(out)
+    for x, y in _POINT.findall(shot.action):
+        cx, cy = int(x) * scale, int(y) * scale
+        draw.ellipse((cx - 12, cy - 12, cx + 12, cy + 12), outline="red", width=3)
+    draw.text((8, height + 6), f"{number}. {shot.action}"[: width // 6].replace("\n", " "), fill="black")
+    draw.text((8, height + 24), shot.verdict[: width // 6], fill="darkgreen")
+    return out
+
+
+def gif(film: Sequence[Shot], path: Path) -> None:
+    """The film as an animated GIF."""
+    frames = [frame(shot, i + 1) for i, shot in enumerate(film)]
+    frames[0].save(path, "GIF", save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0)
+
+
+def strip(film: Sequence[Shot], path: Path, *, columns: int = 3) -> None:
+    """The film as one picture, row by row."""
+    from PIL import Image
+
+    frames = [frame(shot, i + 1, 480) for i, shot in enumerate(film)]
+    width, height = frames[0].size
+    columns = min(columns, len(frames))
+    out = Image.new("RGB", (width * columns, height * -(-len(frames) // columns)), "white")
+    for i, one in enumerate(frames):
+        out.paste(one, (i % columns * width, i // columns * height))
+    out.save(path)
