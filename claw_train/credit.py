@@ -223,16 +223,17 @@ class MethodCredit:
 
     def _binary(self, group: Group, rewards: Mapping[Place, float]) -> dict[Place, float]:
         """scale·(r - b), with b from before this group; then b takes the group's rewards in."""
-        keys = {m: self._task_kind(s.trajectory) for m, s in enumerate(group.members)}
+        keys = {(m, i): self._task_kind(group.members[m].trajectory, i) for m, i in rewards}
         live = self.config.baseline == "running_mean"
         before = {key: self._baseline.get(key) if live else 0.0 for key in keys.values()}
         if live:
-            for (m, _), r in rewards.items():
-                self._baseline.update(keys[m], r)
-        return {(m, i): self.config.step_scale * (r - before[keys[m]]) for (m, i), r in rewards.items()}
+            for place, r in rewards.items():
+                self._baseline.update(keys[place], r)
+        return {place: self.config.step_scale * (r - before[keys[place]]) for place, r in rewards.items()}
 
-    def _task_kind(self, trajectory: Trajectory) -> str:
-        return f"{trajectory.env}/{trajectory.family}" if self.config.baseline_per == "family" else trajectory.env
+    def _task_kind(self, trajectory: Trajectory, turn: int) -> str:
+        family = f"{trajectory.env}/{trajectory.family}"
+        return {"env": trajectory.env, "family": family, "turn": f"{family}/{turn}"}[self.config.baseline_per]
 
     def _targets(self, turn: Turn, signal: Signal) -> Targets | None:
         if not self.config.uses_teacher or signal.teacher is None:

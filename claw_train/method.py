@@ -14,7 +14,7 @@ from claw_envs.errors import ConfigError
 Advantage = Literal["grpo", "mean", "rloo"]
 Step = Literal["none", "binary", "standardized", "auto"]
 Baseline = Literal["running_mean", "zero"]
-TaskKind = Literal["family", "env"]
+TaskKind = Literal["family", "env", "turn"]
 Candidates = Literal["none", "sampled", "topk"]
 HintSelection = Literal["sequence", "token", "shortest"]
 Support = Literal["student", "teacher", "overlap"]
@@ -114,7 +114,10 @@ class MethodConfig:
     baseline_rate: float = 0.02
     """How far the running mean moves to each new r, once it has seen 1 / baseline_rate of them (before: the plain mean)."""
     baseline_per: TaskKind = "family"
-    """What a task kind is: a family of an environment, or a whole environment."""
+    """What a task kind is: a family of an environment, a whole environment, or a turn's place in the episodes of a family.
+
+    Looking around goes well nearly always, what is done then less often: one mean for both pushes down whatever is done.
+    """
     opd: Candidates = "none"
     """Candidates of distillation: none, the sampled token, or the top k at each position."""
     k: int = 4

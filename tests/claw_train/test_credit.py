@@ -197,6 +197,14 @@ def test_the_baseline_is_one_per_task_kind():
         assert advantage_of(judge(group(scored("b", chat(1), None, [Signal(1.0)], family="easy"))), "b", 0) == expected
 
 
+def test_a_baseline_of_its_own_for_each_turn_does_not_push_down_what_follows_an_easy_one():
+    """Looking around went well and what was done then did not, as always: of the next such episode, nothing is to be learnt."""
+    judge = make_credit(MethodConfig(w_outcome=0, step="binary", baseline_per="turn"))
+    judge(group(scored("a", chat(1, 1), None, [Signal(1.0), Signal(-1.0)])))
+    credited = judge(group(scored("b", chat(1, 1, 1), None, [Signal(1.0), Signal(-1.0), Signal(0.5)])))
+    assert [advantage_of(credited, "b", i) for i in (0, 1, 2)] == [0, 0, 0.5]
+
+
 def test_the_baseline_does_not_see_the_group_it_is_compared_with():
     turns = chat(1, 1)
     credited = make_credit(MethodConfig(w_outcome=0, step="binary"))(
