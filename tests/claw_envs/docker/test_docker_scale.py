@@ -116,14 +116,14 @@ def test_a_daemon_that_answers_500_is_ill_until_it_does_not(between: Between) ->
 
 
 def test_a_daemon_that_answers_slowly_is_waited_for_or_named(between: Between) -> None:
-    patient = DockerSandboxes(endpoints=[between.endpoint], image="claw/tiny", timeout_s=20.0)
+    patient = DockerSandboxes(endpoints=[between.endpoint], image="claw/tiny", timeout_s=60.0)
     hasty = DockerSandboxes(endpoints=[between.endpoint], image="claw/tiny", timeout_s=0.5)
     between.delay_s = 1.0
     try:
         with patient.start(SandboxSpec()) as sandbox:
             began = time.monotonic()
             assert sandbox.exec("echo quick").text == "quick\n"
-            assert time.monotonic() - began < 0.5
+            assert time.monotonic() - began < between.delay_s
         with pytest.raises(SandboxError, match=between.endpoint):
             hasty.start(SandboxSpec())
     finally:
@@ -133,7 +133,7 @@ def test_a_daemon_that_answers_slowly_is_waited_for_or_named(between: Between) -
 
 
 def test_work_goes_to_the_least_loaded_engine_that_answers(between: Between, endpoint: str, left) -> None:  # type: ignore[no-untyped-def]
-    backend = DockerSandboxes(endpoints=[endpoint, between.endpoint], image="claw/tiny", timeout_s=5.0)
+    backend = DockerSandboxes(endpoints=[endpoint, between.endpoint], image="claw/tiny", timeout_s=60.0)
     try:
         held = [backend.start(SandboxSpec()) for _ in range(4)]
         assert [e.live for e in backend.engines.all] == [2, 2]
@@ -152,7 +152,7 @@ def test_work_goes_to_the_least_loaded_engine_that_answers(between: Between, end
 
 
 def test_an_unreachable_engine_costs_one_try(endpoint: str, tiny: str) -> None:
-    backend = DockerSandboxes(endpoints=["tcp://127.0.0.1:1", endpoint], image=tiny, timeout_s=5.0)
+    backend = DockerSandboxes(endpoints=["tcp://127.0.0.1:1", endpoint], image=tiny, timeout_s=60.0)
     try:
         for _ in range(3):
             assert backend.start(SandboxSpec()).exec("echo on").ok
