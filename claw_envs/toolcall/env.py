@@ -38,15 +38,15 @@ CODE = Tool(
     "Run Python. Variables are kept between calls; what is printed and the last value are shown. numpy and sympy are there.",
     {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]},
 )
-SYSTEM = "Use {tools} where it helps. End with Answer: and the answer."
-SYSTEM_ALONE = "End with Answer: and the answer."
+SYSTEM = "Use {tools} if needed. End with Answer: X."
+SYSTEM_ALONE = "End with Answer: X."
 
 THANKS = "Thanks, that is right."
 BY_HEAD = "That is not right, it should be calculated with code."
 FAILED_CODE = "That is not right, the code failed and should be mended first."
 OTHER = "That is not right, the code should be checked against the question."
 WRONG = "That is not right."
-NO_ANSWER = "Error: no call and no final answer. Call a tool, or end with Answer: and the answer."
+NO_ANSWER = "Error: no call and no final answer. Call a tool, or end with Answer: X."
 
 
 class ToolCallEnv(AgentEnv[MathTask]):
