@@ -174,7 +174,8 @@ async def _learn(
     """Sessions through the loop, until every persona has adapted or the sessions are over."""
     loop = Loop(
         LoopConfig(
-            batch_groups=1,
+            batch_groups=len(diary.first),
+            resample=0.0,
             group_size=1,
             max_staleness=0,
             steps=None,

@@ -1,11 +1,11 @@
-"""Demonstrations of chats: replies in every style, none preferred; and replies as somebody wanted them.
+"""Demonstrations of chats: replies in every style, with slight habits; and replies as somebody wanted them.
 
 Number i of a seed is drawn from (seed, i) alone. Plain: a request, and a reply of any style. Corrected: then a correction, and a
 reply that follows it. Hinted: a hint beside the request, and a reply that follows it. Remembered: notes in the system message,
 and a reply that follows them all. Irrelevant: a hint about nothing, which changes nothing.
 
 Who asks and what is wanted are drawn apart from each other, so that only what is said tells what is wanted: a policy that was
-cloned from these knows every style and every wish, and prefers nothing for anybody.
+cloned from these knows every style and every wish, and what it prefers for anybody (`styles.HABITS`) is not what they want.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from claw_envs.chat.env import opening
 from claw_envs.chat.personas import TRAINED, Persona, load_personas
 from claw_envs.chat.rules import Rule
-from claw_envs.chat.styles import draw, draw_keeping
+from claw_envs.chat.styles import HABITS, draw, draw_keeping
 from claw_envs.chat.tasks import ChatTask, facts_of, make_task
 from claw_envs.chat.users import correction
 from claw_envs.demonstrate import check_shares
@@ -67,11 +67,12 @@ class _Maker:
         self.task = task
         self.personas = personas
         self.rng = rng
+        self._habits = HABITS.get(task.family, frozenset())
         self._wording = np.random.default_rng(rng.getrandbits(64))
 
     def make(self, kind: str) -> Demonstration:
         said = opening(self.task)
-        plain = draw(self.rng, self.task.facts)
+        plain = draw(self.rng, self.task.facts, self._habits)
         match kind:
             case "corrected":
                 return self._corrected(plain)
@@ -118,7 +119,7 @@ class _Maker:
         while True:
             persona = self.rng.choice(self.personas)
             rules = self.rng.sample(persona.rules, self.rng.randint(1, min(3, len(persona.rules))))
-            reply = draw_keeping(self.rng, self.task.facts, rules)
+            reply = draw_keeping(self.rng, self.task.facts, rules, self._habits)
             if reply is not None:
                 return persona, rules, reply
 

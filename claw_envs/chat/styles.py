@@ -13,7 +13,7 @@ from claw_envs.chat.rules import Facts, Rule, fill
 Kinds = Mapping[str, tuple[str, ...]]
 
 OPENINGS: Kinds = {
-    "none": ("",),
+    "at once": ("",),
     "eager": ("Sure, happy to help!", "Of course, here you go!", "Certainly!"),
     "praise": ("Well done!", "Good work!"),
     "praise by name": ("Well done, {pupil}!", "Good work, {pupil}!"),
@@ -28,25 +28,36 @@ BODIES: Kinds = {
     "bold": ("{a} x {b} is **{c}**.", "The result is **{c}**."),
 }
 CLOSINGS: Kinds = {
-    "none": ("",),
+    "short": ("",),
     "question": ("Can you see why?", "What comes next?"),
     "cheer": ("Keep going!", "Keep it up!"),
     "offer": ("Let me know if you need more help.",),
 }
 PARTS = (OPENINGS, BODIES, CLOSINGS)
+HABITS: Mapping[str, frozenset[str]] = {
+    "student": frozenset({"eager", "list", "offer"}),
+    "ta": frozenset({"praise by name", "bold", "cheer"}),
+    "teacher": frozenset({"at once", "steps", "question"}),
+}
+"""Kinds that come twice as often as others in replies to these personas' requests: not what they want. A policy without any such
+habit treats all requests alike, and would first have to learn to tell them apart."""
 TRIES = 2000
 
 
-def draw(rng: Random, facts: Facts) -> str:
-    """A reply of any style, every kind of every part as likely as the others."""
-    said = [rng.choice(kinds[rng.choice(tuple(kinds))]) for kinds in PARTS]
+def draw(rng: Random, facts: Facts, habits: frozenset[str] = frozenset()) -> str:
+    """A reply of any style: every kind of every part is as likely as the others, but those of `habits` twice."""
+    said = []
+    for kinds in PARTS:
+        names = tuple(kinds)
+        (name,) = rng.choices(names, [2.0 if name in habits else 1.0 for name in names])
+        said.append(rng.choice(kinds[name]))
     return fill(" ".join(part for part in said if part), facts)
 
 
-def draw_keeping(rng: Random, facts: Facts, rules: Sequence[Rule]) -> str | None:
+def draw_keeping(rng: Random, facts: Facts, rules: Sequence[Rule], habits: frozenset[str] = frozenset()) -> str | None:
     """A reply that keeps the rules and is of any style otherwise; None where none was found (they exclude each other)."""
     for _ in range(TRIES):
-        reply = draw(rng, facts)
+        reply = draw(rng, facts, habits)
         if all(rule.holds(reply, facts) for rule in rules):
             return reply
     return None
