@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from claw_agents.policy import SamplingParams, ScriptedPolicy
+from claw_agents.render import MessageRenderer
 from claw_agents.trajectory import Generation, Prompt, Stop, Trajectory, Turn
 from claw_envs.env import Grade
 from claw_envs.messages import Message, ToolCall, assistant, tool_result, user
-from claw_envs.toolcall.env import BY_HEAD, FAILED_CODE, NO_ANSWER, OTHER, THANKS
+from claw_envs.toolcall.env import BY_HEAD, FAILED_CODE, NO_ANSWER, OTHER, THANKS, ToolCallEnv
 from claw_envs.toolcall.families import FAMILIES
 from claw_envs.toolcall.interpreter import InterpreterConfig, Shown, words
 from claw_envs.toolcall.tasks import load
+from claw_train.config import build, option
 from claw_train.judge import JudgeContext
 from claw_train.judge_rule import assess
 from claw_train.maths import figures, voted
+from claw_train.rollout import RolloutConfig
 from claw_train.score import contains_command
 from claw_train.stats import majority_at_k
-from claw_train.suites import Attempt, SuiteConfig, report
+from claw_train.suite_play import play_suite
+from claw_train.suites import Attempt, Evaluation, SuiteConfig, report
+from claw_train.summary import Ending, columns, headline, summarize, table_rows
+from claw_train.tally import Totals
 
 # maj@k
 
@@ -138,3 +148,56 @@ def test_a_critique_gives_a_hint_that_leaks_nothing(family: str):
         assert verdict.score == -1
         assert verdict.hints == (said,)
         assert not contains_command(said, task.oracle)
+
+
+# A whole evaluation
+
+
+async def test_a_suite_is_played_with_interpreters():
+    """A policy that knows the programs of half of the tasks, and guesses the others."""
+    suite = build(SuiteConfig, {**option("suite", "toolcall"), "attempts": 4, "k": (1, 4)})
+    tasks = load("heldout", families=["product", "small_sum"], count=8)
+    programs = {t.prompt: t.oracle[0] for t in tasks if t.family == "product"}
+
+    def choose(prompt: Prompt) -> Message:
+        last = prompt.messages[-1]
+        if last.role == "tool":
+            return assistant(f"Answer: {last.text}")
+        if last.text in programs:
+            return assistant("", ToolCall("code_interpreter", {"code": programs[last.text]}))
+        return assistant("Answer: -1")
+
+    evaluation = await play_suite(
+        suite,
+        tasks,
+        lambda: ToolCallEnv(tasks),
+        ScriptedPolicy(choose=choose),
+        MessageRenderer(),
+        params=SamplingParams(),
+        rollout=RolloutConfig(slots=4),
+        seen=frozenset(t.family for t in tasks),
+    )
+    found = evaluation.report
+    assert (found["episodes"], found["pass_at_1"], found["infra_errors"]) == (32, 0.5, 0)
+    assert found["by_group"]["by_code"]["tool_use"] == 1.0
+    assert found["by_group"]["by_head"]["tool_use"] == 0.0
+    assert found["metrics"] == {
+        "avg@4": 0.5, "maj@4": 0.5, "lenient": 0.5, "dapo": 0.5, "dapo_strict": 0.0,
+        "tool use": 0.5, "tool use by_code": 1.0, "tool use by_head": 0.0,
+    }  # fmt: skip
+
+
+def test_a_summary_tells_tool_use_where_it_is_a_choice(tmp_path: Path):
+    def evaluation(used: int) -> Evaluation:
+        attempts = [attempt(f"t{i}", 0, "4", i < used, calls=int(i < used)) for i in range(4)]
+        return Evaluation(SuiteConfig("s", "toolcall"), tuple(attempts), frozenset("f"))
+
+    ending = Ending(tmp_path, "toolcall", "grpo", 0, "budget", 1, Totals(), (), evaluation(1), evaluation(4))
+    s = summarize(ending)
+    assert (s["tool_use_before"], s["tool_use_after"]) == (0.25, 1.0)
+    assert "Episodes that used a tool: 25.0% → 100.0% (by_code 25.0% → 100.0%)" in headline(s)
+    assert columns(s)[-2:] == ("tool use before", "after")
+    assert table_rows(s)[0][-2:] == ("25.0%", "100.0%")
+    always = summarize(replace(ending, before=evaluation(4)))
+    assert not any("tool" in line for line in headline(always))
+    assert len(columns(always)) == len(table_rows(always)[0]) == 5
