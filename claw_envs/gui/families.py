@@ -31,6 +31,8 @@ class Open:
     """Part of its window's title, by which it is known to be there."""
     then: str = ""
     """pyautogui source that is run once it is there."""
+    tells: bool = True
+    """Whether it tells the accessibility bus of its window; a terminal does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,7 +377,7 @@ def _(d: Draw) -> Draft:
 
 # ---- the terminal
 
-_TERMINAL = (Open("xterm", "xterm"),)
+_TERMINAL = (Open("xterm", "xterm", tells=False),)
 
 
 @family("term_touch", "terminal")

@@ -72,7 +72,7 @@ class GeneratedTask(GuiTask):
             desktop.upload(f"{WORKDIR}/{path}", data)
         for one in self.draft.opens:
             desktop.launch(one.command)
-            wait_for_window(desktop, one.window)
+            wait_for_window(desktop, one.window, tells=one.tells)
             desktop.settled(start_s=0.25, quiet_s=0.1, longest_s=10.0, image=False)
             if one.then:
                 if not (done := desktop.act(one.then)).ok:
@@ -93,13 +93,21 @@ class GeneratedTask(GuiTask):
             time.sleep(0.03)
 
 
-def wait_for_window(desktop: Desktop, part: str) -> None:
-    """A window whose title holds `part` is open. Raises SandboxError when none came."""
+def wait_for_window(desktop: Desktop, part: str, *, tells: bool) -> None:
+    """A window whose title holds `part` is open, and where its application `tells` of it, in the accessibility tree.
+
+    Raises SandboxError when none came.
+    """
     end = time.monotonic() + _WINDOW_S
-    while not any(part in w.title for w in desktop.windows()):
+    while not any(part in w.title for w in desktop.windows()) or (tells and not _told(desktop.tree(), part)):
         if time.monotonic() > end:
             raise SandboxError(f"no window {part!r} came within {_WINDOW_S:g} s")
         time.sleep(0.01)
+
+
+def _told(tree: str, part: str) -> bool:
+    """Whether a window is in the tree with something in it (an application that says nothing has its bare window there)."""
+    return any(part in e.get("name", "") and len(e) for e in ElementTree.fromstring(tree).iter("frame"))
 
 
 def final_state(desktop: Desktop, *, display: bool = False) -> State:

@@ -1,4 +1,4 @@
-"""Real desktops: the provider contract, OSWorld's routes, and nothing left behind."""
+"""Real desktops: OSWorld's routes, what is wrong with actions, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from claw_envs.gui.client import Desktop, DesktopError, Refusal, TcpTransport
+from claw_envs.gui.client import Desktop, Refusal, TcpTransport
 from claw_envs.gui.providers import GUEST_FILE, Machine, Provider, RemoteProvider
+from claw_envs.gui.tasks import wait_for_window
 
 pytestmark = pytest.mark.gui
 
@@ -35,66 +37,6 @@ def started(desktop: Desktop, command: str, title: str) -> None:
     desktop.settled(start_s=0.3, quiet_s=0.1, longest_s=10)
 
 
-# ---- the provider contract
-
-
-def test_a_desktop_is_ready_clean_and_of_the_providers_size(desktops: Provider, machine: Machine):
-    assert machine.desktop.state() == "ready"
-    assert machine.desktop.screen_size() == desktops.size
-    assert image_of(machine.desktop.screenshot().png).size == desktops.size
-    assert machine.desktop.windows() == []
-    assert machine.desktop.files("/workspace") == {}
-
-
-def test_two_desktops_share_nothing(desktops: Provider):
-    one, other = desktops.start(), desktops.start()
-    try:
-        started(one.desktop, "xterm", "xterm")
-        one.desktop.upload("/workspace/a", b"1")
-        assert other.desktop.windows() == []
-        assert other.desktop.file("/workspace/a") is None
-    finally:
-        one.close()
-        other.close()
-
-
-def test_what_an_episode_left_is_gone_for_the_next(desktops: Provider):
-    first = desktops.start()
-    started(first.desktop, "mousepad", "Mousepad")
-    first.desktop.upload("/workspace/left.txt", b"x")
-    first.desktop.upload("/home/agent/.config/left", b"x")
-    first.desktop.execute("sleep 1000 & disown", shell=True)
-    first.desktop.act("pyautogui.keyDown('shift'); pyautogui.mouseDown()")
-    first.close()
-    for _ in range(3):  # whichever of the warm ones it is
-        again = desktops.start()
-        assert again.desktop.windows() == []
-        assert again.desktop.files("/workspace") == {}
-        assert again.desktop.file("/home/agent/.config/left") is None
-        assert "sleep 1000" not in again.desktop.execute("ps ax", shell=True).output
-        again.close()
-
-
-def test_closing_twice_is_fine_and_ends_its_use(desktops: Provider):
-    machine = desktops.start()
-    machine.close()
-    machine.close()
-
-
-def test_a_desktop_that_dies_is_the_worlds_fault_and_the_next_one_lives(desktops: Provider):
-    machine = desktops.start()
-    machine.desktop.execute("kill -9 $(pgrep Xvfb)", shell=True)
-    end = time.monotonic() + 10
-    while machine.desktop.state() == "ready" and time.monotonic() < end:
-        time.sleep(0.02)
-    with pytest.raises(DesktopError, match="lost"):
-        machine.desktop.settled()
-    machine.close()
-    again = desktops.start()
-    assert again.desktop.state() == "ready"
-    again.close()
-
-
 # ---- OSWorld's routes
 
 
@@ -107,7 +49,7 @@ def test_screenshots_show_windows_and_the_cursor(machine: Machine):
     assert before != after
     assert desktop.cursor() == (900, 600)
     started(desktop, "xterm", "xterm")
-    assert len(set(image_of(desktop.screenshot().png).getdata())) > 3
+    assert len(np.unique(np.asarray(image_of(desktop.screenshot().png)).reshape(-1, 3), axis=0)) > 3
 
 
 @pytest.mark.parametrize("text", ["hello <World> a>b", "tab\tand | {pipes} ~`\\", "Grüße é ñ €"])
@@ -126,6 +68,7 @@ def test_every_character_that_is_typed_arrives(machine: Machine, text: str):
 def test_the_tree_is_osworlds_xml(machine: Machine):
     desktop = machine.desktop
     started(desktop, "galculator", "galculator")
+    wait_for_window(desktop, "galculator", tells=True)
     whole, shown = ET.fromstring(desktop.tree(showing=False)), ET.fromstring(desktop.tree())
     assert whole.tag == shown.tag == "desktop-frame"
     assert len(list(whole.iter())) > len(list(shown.iter()))
@@ -268,6 +211,8 @@ def test_a_desktop_at_an_address_wants_its_token(desktops: Provider, tmp_path: P
     finally:
         process.terminate()
         process.wait(timeout=20)
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 # ---- nothing is left behind
