@@ -273,11 +273,11 @@ def writable_places():
 
 
 def no_other_place(places):
-    """No mount but those places can be written at its top."""
+    """No mount but those places can be written at its top; message queues are kept out by a limit."""
     with open("/proc/self/mounts") as file:
         mounts = [line.split() for line in file]
     for _, point, kind, options, *_ in mounts:
-        if "rw" not in options.split(",") or kind in ("proc", "sysfs", "cgroup", "cgroup2", "devpts"):
+        if "rw" not in options.split(",") or kind in ("proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue"):
             continue
         if any(point == p or point.startswith(p + "/") for p in places) or not os.path.isdir(point):
             continue
