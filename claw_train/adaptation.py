@@ -2,11 +2,11 @@
 
     for every method, persona (alone) or all of them (joint), and run:
         start weights ─▶ session ─▶ judged by the next message ─▶ learner step ─▶ published ─▶ next session ─▶ …
-                                       (the very Loop of a run: one slot, one group a batch, max_staleness 0)
+                                       (the very Loop of a run: one slot, max_staleness 0)
 
-Sessions are strictly one after the other; several personas take turns. A run stops when every persona has adapted, or at the cap.
-Methods with "memory" remember corrections (`claw_agents.memory`) and put them into the system prompt; "memory" alone learns
-nothing.
+Sessions are strictly one after the other. Several personas take turns, and a learner step follows on one session of each. A run
+stops when every persona has adapted, or at the cap. Methods with "memory" remember corrections (`claw_agents.memory`) and put
+them into the system prompt; "memory" alone learns nothing.
 Run number r has its own sessions, the same for every method, so that methods can be compared in pairs.
 
     python -m claw_train.evaluate suite=adaptation                                the whole table
