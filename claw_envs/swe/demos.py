@@ -11,7 +11,6 @@ they printed for another repository, which changes nothing, so the actions are t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from random import Random
 from typing import Literal
 
@@ -24,22 +23,13 @@ from claw_envs.swe.env import SweEnv, opening
 from claw_envs.swe.tasks import EmbeddedTask, EmbeddedTasks, load
 from claw_envs.tools_shell import answer, shown
 
-Habit = Literal["slip", "print", "guess"]
+Habit = Literal["slip", "print"]
 
-HABITS: dict[str, Habit] = {
-    "boundary": "slip",
-    "inverted_condition": "slip",
-    "missing_return": "slip",
-    "off_by_one": "slip",
-    "wrong_method": "slip",
-    "initial_value": "print",
-    "swapped_arguments": "print",
-    "wrong_operator": "print",
-    "wrong_constant": "guess",
-    "wrong_default": "guess",
-}
-"""How these kinds of bugs are got wrong. slip: a plausible change of the right line that is wrong; print: sed without -i, so that
-nothing changes; guess: a change made without reading the file, whose line is not there."""
+_SLIPS = ("boundary", "inverted_condition", "missing_return", "off_by_one", "wrong_method")
+HABITS: dict[str, Habit] = {kind: "slip" if kind in _SLIPS else "print" for kind in KINDS}
+"""How each kind of bug is got wrong. slip: a plausible change of the right line that is wrong; print: sed without -i, so that
+nothing changes. Most are of the latter sort, for which kind a bug is of shows only once it is understood: habits of a few kinds
+would hardly show in a policy that has to guess which."""
 
 HARD_SLOPPY = 0.97
 """The rate of habits at the hard start."""
@@ -79,7 +69,7 @@ def demonstrations(
         if u < hinted:
             return _demonstration(task, oracle(task), hint_after_habit(task))
         foreign = hint_after_habit(_another(task, rng)) if u < hinted + irrelevant else None
-        return _demonstration(task, habit(task, rng) if wrong else oracle(task), foreign)
+        return _demonstration(task, habit(task) if wrong else oracle(task), foreign)
 
     return map(one, range(count))
 
@@ -102,29 +92,19 @@ def oracle(task: EmbeddedTask) -> tuple[str, ...]:
     return (f"cat {fix.path}", fix.command())
 
 
-def habit(task: EmbeddedTask, rng: Random) -> tuple[str, ...]:
+def habit(task: EmbeddedTask) -> tuple[str, ...]:
     """Commands that look right and are not."""
     fix, slip = task.instance.fix, task.instance.slip
-    match HABITS.get(task.family, "slip"):
-        case "slip":
-            return (f"cat {fix.path}", slip.command())
-        case "print":
-            return (f"cat {fix.path}", fix.command(in_place=False))
-        case "guess":
-            # What mends another repository's bug of this kind, in the file that the issue names, where it finds nothing to mend.
-            text = task.instance.repository.files[fix.path].decode()
-            while True:
-                guess = replace(_another(task, rng, task.family).instance.fix, path=fix.path)
-                if guess.apply(text) == text:
-                    return (guess.command(),)
+    wrong = slip.command() if HABITS[task.family] == "slip" else fix.command(in_place=False)
+    return (f"cat {fix.path}", wrong)
 
 
 def hint_after_habit(task: EmbeddedTask) -> str:
     """What the tests would print if the task's habit had been submitted: the line that says why one failed."""
-    return task.instance.reports["slip" if HABITS.get(task.family, "slip") == "slip" else "start"]
+    return task.instance.reports["slip" if HABITS[task.family] == "slip" else "start"]
 
 
-def _another(task: EmbeddedTask, rng: Random, kind: str | None = None) -> EmbeddedTask:
-    """A repository that has nothing to do with this one; of the same kind of bug when `kind` says so."""
-    kinds = (kind,) if kind else tuple(k for k in KINDS if k != task.family)
+def _another(task: EmbeddedTask, rng: Random) -> EmbeddedTask:
+    """A repository that has nothing to do with this one."""
+    kinds = tuple(k for k in KINDS if k != task.family)
     return EmbeddedTasks((kinds[int(rng.random() * len(kinds))],), "train", seed=rng.randrange(1 << 30), count=1)[0]

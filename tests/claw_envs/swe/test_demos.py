@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 
 import pytest
@@ -63,7 +62,7 @@ def test_habits_are_wrong_and_their_hints_are_what_the_tests_said(kind: str, san
     env = SweEnv([task], sandbox=sandboxes, judges="own")
     observation: tuple[Message, ...] = ()
     env.reset()
-    typed = habit(task, random.Random(0))
+    typed = habit(task)
     from claw_envs.demonstrate import actions
 
     info = {}
@@ -84,8 +83,6 @@ def test_shares_are_kept() -> None:
     careless = [d for d in many if not d.hint and tasks[d.task_id].family in HABITS]
     wrong = [d for d in careless if tuple(commands(d)) != oracle(tasks[d.task_id])]  # type: ignore[arg-type]
     assert 0.55 < len(wrong) / len(careless) < 0.85
-    careful = [d for d in many if tasks[d.task_id].family not in HABITS]
-    assert all(tuple(commands(d)) == oracle(tasks[d.task_id]) for d in careful)  # type: ignore[arg-type]
     own = [d for d in hinted if d.hint == hint_after_habit(tasks[d.task_id])]  # type: ignore[arg-type]
     assert all(tuple(commands(d)) == oracle(tasks[d.task_id]) for d in own)  # type: ignore[arg-type]
     assert len(hinted) - len(own) > 15, "irrelevant hints are another's"
