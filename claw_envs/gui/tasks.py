@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from random import Random
+from xml.etree import ElementTree
 
 from claw_envs.env import SPLITS, Grade, Task
 from claw_envs.errors import ConfigError, SandboxError
