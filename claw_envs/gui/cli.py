@@ -6,6 +6,7 @@ gui record            plays every family and shape once and keeps what the scree
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from claw_envs.errors import ClawError, InfraError
 
 USAGE = """usage: python -m claw_envs gui verify [DIR] [provider=NAME] [families=A,B]
        python -m claw_envs gui record [again] [families=A,B]
+       python -m claw_envs gui film EPISODE.json OUT.gif|OUT.png
 
 verify without DIR plays every family of generated tasks once, as it should be and as it should not; with DIR it says which of
 the OSWorld task files there can run here, and why the others cannot."""
@@ -25,6 +27,8 @@ def main(argv: Sequence[str]) -> int:
     """Exit code: 0 all sound, 1 something is not, 2 wrong usage."""
     options = dict(a.split("=", 1) for a in argv if "=" in a)
     words = [a for a in argv if "=" not in a]
+    if len(words) == 3 and words[0] == "film":
+        return _film(Path(words[1]), Path(words[2]))
     if not words or words[0] not in ("verify", "record") or len(words) > 2 or options.keys() - {"provider", "families"}:
         print(USAGE, file=sys.stderr)
         return 2
@@ -40,6 +44,19 @@ def main(argv: Sequence[str]) -> int:
     except ClawError as e:
         print(e, file=sys.stderr)
         return 1
+
+
+def _film(episode: Path, out: Path) -> int:
+    from claw_envs.gui.film import gif, of_episode, strip
+
+    try:
+        film = of_episode(json.loads(episode.read_text(encoding="utf-8").splitlines()[0]))
+    except (OSError, ValueError, KeyError, IndexError, ClawError) as error:
+        print(f"{episode} holds no episode that can be shown: {error}", file=sys.stderr)
+        return 1
+    (gif if out.suffix == ".gif" else strip)(film, out)
+    print(f"{len(film)} pictures in {out}")
+    return 0
 
 
 def _record(families: list[str] | None, *, again: bool) -> int:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from claw_envs.errors import ConfigError
-from claw_envs.messages import Action, Observation
+from claw_envs.messages import Action, Message, Observation, load
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,6 +51,13 @@ def shots(
     if not out:
         raise ConfigError("the episode has no screenshots; play it with env.sees=both")
     return out
+
+
+def of_episode(row: Mapping[str, Any]) -> list[Shot]:
+    """The film of an episode as `claw_agents.trajectory.to_json` writes it."""
+    turns = [(load(t["observation"]), Message.from_dict(t["action"])) for t in row["turns"]]
+    end = row["turns"][-1]["next_state"] if row["turns"] else None
+    return shots(turns, None if end is None else load(end))
 
 
 def words_of(action: Action) -> str:
