@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -26,6 +27,8 @@ from claw_agents.server_config import LOOPBACK, ServerConfig
 from claw_agents.session import Sessions
 from claw_agents.wire import DONE, WireError, read_json, read_request
 from claw_envs.messages import system
+
+log = logging.getLogger(__name__)
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -111,6 +114,12 @@ class Server:
         except WireError as error:
             if not status[0]:
                 await respond(sent, error.status, error.body(), [_JSON, *error.headers])
+        except Exception as error:  # the one boundary where a mistake of the program becomes an answer
+            log.exception("a request to %s failed", path)
+            if status[0]:
+                raise
+            wrong = WireError(f"the server failed: {type(error).__name__}", status=500, kind="server_error")
+            await respond(sent, 500, wrong.body())
         finally:
             self.meters.request(route or "other", status[0])
 

@@ -268,6 +268,18 @@ async def test_an_engine_that_breaks_is_503_and_the_request_may_be_made_again():
         assert len(w.log.turns) == 1
 
 
+async def test_a_mistake_of_the_program_is_an_answer_too(caplog):
+    def choose(prompt):
+        raise ZeroDivisionError("a bug with a secret in it")
+
+    async with world(SpeakingPolicy(choose)) as w, client(w) as c:
+        for streamed in (False, True):
+            with pytest.raises(openai.InternalServerError, match="ZeroDivisionError") as caught:
+                await c.chat.completions.create(model="claw", messages=HI, stream=streamed)
+            assert "secret" not in str(caught.value)
+        assert b'status="500"} 2.0' in w.server.meters.text()
+
+
 @pytest.mark.parametrize("streamed", [True, False])
 async def test_a_client_that_leaves_stops_the_engine_and_its_turn_is_recorded_as_it_is(streamed):
     gate = Gate()
