@@ -93,3 +93,14 @@ def test_vocabulary_is_bounded_and_keeps_the_commonest_words() -> None:
         make_tokenizer([], NanoConfig(vocab=100))
     with pytest.raises(ConfigError, match="multiple"):
         NanoConfig(heads=4, kv_heads=3)
+
+
+def test_numbers_may_be_tokens_of_several_digits() -> None:
+    text = "12 times 348215 is 4"
+    assert make_tokenizer([text], NanoConfig()).tokenize(text)[-1:] == ["4"]
+    assert [t for t in make_tokenizer([text], NanoConfig()).tokenize(text) if t.isdigit()] == list("123482154")
+    wide = make_tokenizer([text], NanoConfig(digits=3))
+    assert [t for t in wide.tokenize(text) if t.isdigit()] == ["12", "348", "215", "4"]
+    assert wide.decode(wide.encode("999 and 1234567")) == "999 and 1234567"
+    with pytest.raises(ConfigError, match="digits is 0"):
+        NanoConfig(digits=0)
