@@ -69,8 +69,9 @@ def calls(
     }
 
 
-def turnover(machines: Machines, code: str, count: int) -> float:
-    """Milliseconds from the end of an episode to the first answer in the next."""
+def turnover(backend: str, config: InterpreterConfig, code: str, count: int) -> float:
+    """Milliseconds from the end of an episode to the first answer in the next, on the same machine."""
+    machines = Machines(backend, config)
     interpreter, found = Interpreter(machines), []
     interpreter.run(code)
     for _ in range(count):
@@ -79,6 +80,7 @@ def turnover(machines: Machines, code: str, count: int) -> float:
         interpreter.run(code)
         found.append((time.perf_counter() - began) * 1000)
     interpreter.end()
+    machines.close()
     return median(found)
 
 
@@ -172,8 +174,8 @@ def measure(runs: int, backend: str, episodes: int, seconds: float) -> dict[str,
     unblocked = [calls(machines, episodes, BLOCK_S, rate=500.0)]
     figures = {
         "full": _medians(full), "paced": _medians(paced), "one": _medians(one), "blocked": _medians(blocked),
-        "unblocked": _medians(unblocked), "machines": machines.started, "turnover_ms": turnover(machines, "1", 20 * runs),
-        "turnover_sympy_ms": turnover(machines, "import sympy; 1", 20 * runs), "start_ms": start(backend, config, 4 * runs),
+        "unblocked": _medians(unblocked), "machines": machines.started, "turnover_ms": turnover(backend, config, "1", 20 * runs),
+        "turnover_sympy_ms": turnover(backend, config, "import sympy; 1", 20 * runs), "start_ms": start(backend, config, 4 * runs),
     }  # fmt: skip
     machines.close()
     grades = [grading(600, 4) for _ in range(runs)]
