@@ -174,8 +174,10 @@ def measure(runs: int, backend: str, episodes: int, seconds: float) -> dict[str,
     unblocked = [calls(machines, episodes, BLOCK_S, rate=500.0)]
     figures = {
         "full": _medians(full), "paced": _medians(paced), "one": _medians(one), "blocked": _medians(blocked),
-        "unblocked": _medians(unblocked), "machines": machines.started, "turnover_ms": turnover(backend, config, "1", 20 * runs),
-        "turnover_sympy_ms": turnover(backend, config, "import sympy; 1", 20 * runs), "start_ms": start(backend, config, 4 * runs),
+        "unblocked": _medians(unblocked), "machines": machines.started,
+        "turnover_ms": turnover(backend, config, "1", 20 * runs),
+        "turnover_sympy_ms": turnover(backend, config, "import sympy; 1", 20 * runs),
+        "start_ms": start(backend, config, 4 * runs),
     }  # fmt: skip
     machines.close()
     grades = [grading(600, 4) for _ in range(runs)]
