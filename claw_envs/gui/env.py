@@ -60,7 +60,7 @@ class GuiEnv(AgentEnv[GuiTask]):
         tree_tokens: int = 256,
         max_turns: int = 15,
         action_limit_s: float = 10.0,
-        settle_s: float = 3.0,
+        settle_s: float = 5.0,
         wait_s: float = 0.5,
         render_mode: str | None = None,
     ) -> None:

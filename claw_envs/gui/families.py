@@ -256,7 +256,7 @@ _CALCULATOR = (Open("galculator", "galculator"),)
 
 @family("calc_add", "calculator")
 def _(d: Draw) -> Draft:
-    a, b = d.number(11, 99), d.number(11, 99)
+    a, b = d.apart((11, 99), (11, 99))
     return Draft(
         prompt=f"Add {a} and {b} in the calculator.",
         opens=_CALCULATOR,
@@ -268,7 +268,7 @@ def _(d: Draw) -> Draft:
 
 @family("calc_times", "calculator")
 def _(d: Draw) -> Draft:
-    a, b = d.number(3, 39), d.number(3, 39)
+    a, b = d.apart((3, 39), (3, 39))
     return Draft(
         prompt=f"Multiply {a} by {b} in the calculator.",
         opens=_CALCULATOR,
@@ -280,7 +280,7 @@ def _(d: Draw) -> Draft:
 
 @family("calc_click", "calculator")
 def _(d: Draw) -> Draft:
-    digits = [str(d.number(4, 9)) for _ in range(2)]
+    digits = [str(n) for n in d.apart((4, 9), (4, 9))]
     clicks = "; ".join(f"pyautogui.click({{button {n}}})" for n in digits)
     return Draft(
         prompt=f"Use the mouse to enter {''.join(digits)} in the calculator.",
@@ -293,7 +293,7 @@ def _(d: Draw) -> Draft:
 
 @family("calc_about", "calculator")
 def _(d: Draw) -> Draft:
-    number = d.number(10, 999)
+    (number,) = d.apart((10, 999))
     return Draft(
         prompt=f"The calculator shows {number}. Open its window About.",
         opens=(Open("galculator", "galculator", f"pyautogui.write('{number}')"),),
@@ -369,7 +369,7 @@ def _(d: Draw) -> Draft:
         prompt=f"Delete {name} for good.",
         files=files,
         opens=_FILES,
-        oracle=(begin, "pyautogui.click({button Delete})"),
+        oracle=(begin, "pyautogui.press('enter')"),
         habit=(begin, "pyautogui.press('esc')"),
         check=files_are({k: v for k, v in files.items() if k != name}),
     )

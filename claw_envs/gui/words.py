@@ -45,10 +45,15 @@ class Draw:
         self.words += out
         return out
 
-    def number(self, low: int, high: int) -> int:
-        """A whole number from low to high."""
-        self.numbers.append(low + int(self._rng.random() * (high - low + 1)))
-        return self.numbers[-1]
+    def apart(self, *bounds: tuple[int, int]) -> list[int]:
+        """Whole numbers, each from low to high, no digit twice in all of them: galculator ignores a key that comes again within
+        a quarter of a second."""
+        while True:
+            drawn = [low + int(self._rng.random() * (high - low + 1)) for low, high in bounds]
+            digits = "".join(map(str, drawn))
+            if len(set(digits)) == len(digits):
+                self.numbers += drawn
+                return drawn
 
     def count(self, low: int, high: int) -> int:
         """A whole number from low to high that decides how much there is to see, or where."""

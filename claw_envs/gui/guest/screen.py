@@ -52,7 +52,7 @@ class Screen:
 
     def settle(
         self, *, start_s: float, quiet_s: float, longest_s: float, busy: Callable[[], bool] = lambda: False,
-        every_s: float = 0.01, patience_s: float = 1.0,
+        every_s: float = 0.01, patience_s: float = 2.5,
     ) -> Settled:  # fmt: skip
         """Waits until nothing has changed for `quiet_s`; for up to `start_s` it waits for something to begin to change.
 
