@@ -5,7 +5,8 @@ engine closes its stdin, `StdinOnce`). It is the one process that `kill -9 -1` s
 at once, without a race against a process that forks. An agent that is not root cannot touch it, its tools or its path.
 
 What kills does not fork, for an agent may have used up all processes. Where only some are to die (`claw_kill_since`) they are
-stopped first: a stopped process keeps its place in the process limit, so that those that fork run out of places.
+stopped first: a stopped process keeps its place in the process limit, so that those that fork run out of places. The shell is
+stopped before all of them, or it would go on to its next command when the one it waits for dies.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ claw_older() { q=$PP; while [ "$q" != 1 ] && [ "$q" != $$ ] && [ "$q" != 0 ] && 
     q=$PP; claw_born; [ "$BORN" -ge "$START" ] || return 0; done; return 1; }
 claw_born() { set -- $rest; BORN=${20}; }
 claw_since() { live "/proc/$2" || return 1; claw_born; [ "$BORN" -ge "$START" ] && ! claw_older "$1"; }
-claw_kill_since() { START=$2; n=0
+claw_kill_since() { START=$2; n=0; kill -STOP "$1" 2>/dev/null
   for signal in STOP KILL; do hit=1
     while [ $hit = 1 ] && [ $n -lt 500 ]; do n=$((n + 1)); hit=0
       for d in /proc/[0-9]*; do p=${d#/proc/}
