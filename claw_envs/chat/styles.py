@@ -39,8 +39,7 @@ HABITS: Mapping[str, frozenset[str]] = {
     "ta": frozenset({"praise by name", "bold", "cheer"}),
     "teacher": frozenset({"at once", "steps", "question"}),
 }
-"""Kinds that come twice as often as others in replies to these personas' requests: not what they want. A policy without any such
-habit treats all requests alike, and would first have to learn to tell them apart."""
+"""Kinds that come twice as often as others in replies to these personas' requests: not what they want."""
 TRIES = 2000
 
 
