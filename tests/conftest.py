@@ -60,7 +60,7 @@ class PrivateEngine:
         subprocess.run([ENGINE_SH, "stop", str(self.folder)], timeout=60, check=True, capture_output=True)
 
     def clean(self) -> None:
-        subprocess.run([ENGINE_SH, "clean", str(self.folder)], timeout=60, check=False, capture_output=True)
+        subprocess.run([ENGINE_SH, "clean", str(self.folder)], timeout=200, check=False, capture_output=True)
 
     @property
     def pid(self) -> int:

@@ -271,4 +271,4 @@ def test_podman_serves_as_well(tmp_path: Path) -> None:
         assert not engine.call("list", lambda api: api.containers(all=True, filters={"label": f"claw.run={run_id}"}))
         engine.close()
     finally:
-        subprocess.run([str(script), "clean", str(folder)], timeout=60, check=False, capture_output=True)
+        subprocess.run([str(script), "clean", str(folder)], timeout=200, check=False, capture_output=True)
