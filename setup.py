@@ -5,5 +5,11 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["claw_envs*", "claw_agents*", "claw_train*"]), "claw_train.conf"],
     package_dir={"claw_train.conf": "conf"},
-    package_data={"": ["py.typed"], "claw_agents": ["*.html"], "claw_train.conf": ["*.yaml", "*/*.yaml"], "claw_envs.chat": ["personas/*.toml"], "claw_envs.gui": ["embedded/*.json"]},
+    package_data={
+        "": ["py.typed"],
+        "claw_agents": ["*.html"],
+        "claw_train.conf": ["*.yaml", "*/*.yaml"],
+        "claw_envs.chat": ["personas/*.toml"],
+        "claw_envs.gui": ["embedded/*.json"],
+    },
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from claw_agents.policy import EndGeneration, OnToken, SamplingParams
 from claw_agents.render_compact import ByteRenderer
-from claw_agents.trajectory import Generation, Prompt
+from claw_agents.trajectory import Finish, Generation, Prompt
 from claw_envs.messages import Action, assistant
 
 
@@ -55,7 +55,7 @@ class SpeakingPolicy:
         ended = tokens[-1:] and tokens[-1] in params.stop_tokens
         return self._made(tokens, params, version, "stop" if ended else "length")
 
-    def _made(self, tokens: tuple[int, ...], params: SamplingParams, version: int, finish: str) -> Generation:
+    def _made(self, tokens: tuple[int, ...], params: SamplingParams, version: int, finish: Finish) -> Generation:
         k = params.topk_logprobs
         trainable = params.temperature > 0 and params.top_p >= 1 and params.top_k == 0
         top = tuple((t,) * k for t in tokens) if k else ()

@@ -69,7 +69,7 @@ class Redactor:
             "iban": lambda text: _checked(_IBAN, text, _is_iban),
             "ssn": lambda text: _checked(_SSN, text, _is_ssn),
         }
-        self._finders = [(kind, finders[kind]) for kind in self.config.kinds] if self.config.on else []
+        self._finders = [(k, f) for k, f in finders.items() if self.config.on and k in self.config.kinds]
         self.clean = lru_cache(maxsize=self.config.cache)(self._clean)
 
     def _clean(self, text: str) -> str:

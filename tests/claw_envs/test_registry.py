@@ -19,7 +19,8 @@ from claw_envs.registry import WORLDS, World, demonstrations, load_tasks, make_e
 
 pytestmark = pytest.mark.usefixtures("sandboxes")
 EACH = pytest.mark.parametrize(
-    "w", [pytest.param(w, id=w.name, marks=[getattr(pytest.mark, w.name)] if w.missing else []) for w in WORLDS.values()]
+    "w",
+    [pytest.param(w, id=w.name, marks=[getattr(pytest.mark, w.name)] if w.missing else []) for w in WORLDS.values()],
 )
 
 
