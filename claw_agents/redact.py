@@ -69,7 +69,9 @@ class Redactor:
             "iban": lambda text: _checked(_IBAN, text, _is_iban),
             "ssn": lambda text: _checked(_SSN, text, _is_ssn),
         }
-        self._finders = [(k, f) for k, f in finders.items() if self.config.on and k in self.config.kinds]
+        self._finders: list[tuple[Kind, Callable[[str], Iterator[tuple[int, int]]]]] = [
+            (k, f) for k, f in finders.items() if self.config.on and k in self.config.kinds
+        ]
         self.clean = lru_cache(maxsize=self.config.cache)(self._clean)
 
     def _clean(self, text: str) -> str:
