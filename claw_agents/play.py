@@ -33,12 +33,15 @@ class Hands:
         self._work: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._pending: asyncio.Future[Any] | None = None
         self.stuck = False
+        self._released = False
         self.began: float | None = None
         """Loop time at which the running call was handed over; None while idle."""
         Thread(target=self._run, daemon=True, name="env").start()
 
     async def do(self, function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
         """`function(...)`, run on the thread. Raises what it raises, or what `give_up` was told."""
+        if self._released:
+            raise RuntimeError("these hands were released: their environment is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
 
@@ -61,6 +64,8 @@ class Hands:
             return await future
         except asyncio.CancelledError:
             # The thread still holds the environment: whoever cancels waits until it has let go, so that close() is safe.
+            if self._released:  # It was closed already, and the thread will hear of nothing more.
+                raise
             self._pending = idle = loop.create_future()
             self._work.put(lambda: loop.call_soon_threadsafe(_settle, idle, None))
             await idle
@@ -81,6 +86,7 @@ class Hands:
 
     def release(self) -> None:
         """The thread ends once it is idle."""
+        self._released = True
         self._work.put(None)
 
     def _run(self) -> None:

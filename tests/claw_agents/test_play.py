@@ -148,3 +148,22 @@ def test_unequal_lengths_are_refused():
 def test_an_answer_without_a_turn_is_refused():
     with pytest.raises(ValueError, match="no turn waits"):
         Recorder("e", env="x", task_id="t").answered((user("hi"),))
+
+
+async def test_whoever_waits_when_the_hands_are_released_can_be_cancelled() -> None:
+    """A bug elsewhere closes all environments while this one is at work: the end of the run must not wait for ever."""
+    hands, started, go_on = Hands(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        started.set()
+        go_on.wait(30)
+
+    task = asyncio.create_task(hands.do(work))
+    await asyncio.to_thread(started.wait, 30)
+    hands.release()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 20)
+    go_on.set()
+    with pytest.raises(RuntimeError, match="released"):
+        await hands.do(work)
