@@ -37,9 +37,27 @@ def test_list_of_one_world_and_of_none(capsys: Any):
 
 
 def test_check_passes_over_every_world(capsys: Any):
-    assert main(["check"]) == 0
-    out = capsys.readouterr().out.splitlines()
-    assert out == [f"{w.id}: ok" for w in WORLDS.values()]
+    """Those that need programs of their own are checked where these are: test_registry, under their marks."""
+    plain = [w for w in WORLDS.values() if not w.missing]
+    assert main(["check", *(w.id for w in plain)]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{w.id}: ok" for w in plain]
+
+
+def test_a_world_whose_programs_are_missing_fails_only_when_asked_for_by_name(capsys: Any):
+    kept = dict(WORLDS)
+    WORLDS.clear()
+    WORLDS["lacking"] = World("lacking", "claw/Lacking-v0", "", "", "", missing=f"{__name__}:nothing_here")
+    try:
+        assert main(["check"]) == 0
+        assert "not checked, this machine lacks a desktop" in capsys.readouterr().out
+        assert main(["check", "lacking"]) == 1
+    finally:
+        WORLDS.clear()
+        WORLDS.update(kept)
+
+
+def nothing_here() -> tuple[str, ...]:
+    return ("a desktop",)
 
 
 class Careless(FakeEnv):
