@@ -106,6 +106,7 @@ class Keeper:
     def __init__(self, driver_namespace):
         self.inbox = Inbox(0)
         self.places = writable_places()
+        self.fixed = fixed_points(self.places)
         self.alone = namespace() not in ("", driver_namespace)
         self.whole = self.alone and not any(map(self.left_in, self.places)) and no_other_place(self.places)
         self.child = 0
@@ -238,9 +239,16 @@ class Keeper:
         return True
 
     def left_in(self, place):
-        """What is in a place, other places left out."""
-        found = [place.rstrip("/") + "/" + name for name in os.listdir(place)]
-        return [path for path in found if path not in self.places]
+        """What is in a place, other places and what is mounted read-only below it left out."""
+        left = []
+        for path in (place.rstrip("/") + "/" + name for name in os.listdir(place)):
+            if path in self.places or path in self.fixed:
+                continue
+            if any(point.startswith(path + "/") for point in self.fixed):
+                left += self.left_in(path)
+            else:
+                left.append(path)
+        return left
 
     def learn(self):
         """Imports what episodes want, so that no call's time is spent on it; what is not installed is theirs to find out."""
@@ -270,6 +278,13 @@ def writable_places():
     wanted = [os.getcwd(), os.environ.get("HOME", ""), "/tmp", "/var/tmp", "/dev/shm"]
     real = [os.path.realpath(p) for p in wanted if p and os.path.isdir(p) and os.access(p, os.W_OK)]
     return list(dict.fromkeys(real))
+
+
+def fixed_points(places):
+    """What is mounted read-only below those places, as packages are that this machine keeps there."""
+    with open("/proc/self/mounts") as file:
+        mounts = [line.split() for line in file]
+    return {m[1] for m in mounts if "ro" in m[3].split(",") and any(m[1].startswith(p + "/") for p in places)}
 
 
 def no_other_place(places):
