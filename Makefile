@@ -29,7 +29,7 @@ docker: .venv/installed-dev
 	PYTHON=$(PY) docker/build.sh
 
 test-docker: .venv/installed-dev
-	$(PY) -m pytest -m docker $(ARGS)
+	$(PY) -m pytest -m "docker and not gui" $(ARGS)
 
 gui: .venv/installed-dev
 	PYTHON=$(PY) docker/gui.sh packages
