@@ -102,7 +102,9 @@ def main() -> None:
             runs = [run(job(method, start, s, args.env_steps, args.budget_s), args.runs_in) for s in range(args.runs)]
             found[start, method] = runs
             steps = [reached(r, levels[start]) for r in runs]
-            checked, leaked = (sum(r.summary["signals"].get(f"hints_{x}", 0) for r in runs) for x in ("checked", "leaked"))
+            checked, leaked = (
+                sum(r.summary["signals"].get(f"hints_{x}", 0) for r in runs) for x in ("checked", "leaked")
+            )
             rows.append([
                 start, method, " / ".join(f"{s:,.0f}" for s in steps), median(steps),
                 median([r.summary["success_before"] for r in runs]), median([r.summary["success_after"] for r in runs]),

@@ -257,7 +257,9 @@ def test_private_places_of_the_host_are_not_there(embedded: Sandboxes):
         found = box.exec(
             "find /etc /var /root /home -type f \\( -name '*key*' -o -name '*passw*' -o -name '*cred*' \\)"
         ).text
-        assert [line for line in found.splitlines() if not line.startswith(("/etc/ssl/certs/", "/etc/xdg/"))] == ["/etc/passwd"]
+        assert [line for line in found.splitlines() if not line.startswith(("/etc/ssl/certs/", "/etc/xdg/"))] == [
+            "/etc/passwd"
+        ]
         mounts = box.exec("cat /proc/self/mountinfo").text
         assert "/root" not in mounts.replace("/root/ro", "")
         assert box.exec("hostname").text == "sandbox\n"
