@@ -133,7 +133,7 @@ def load(display: Display) -> ModuleType:
     sys.modules["pyautogui._pyautogui_x11"] = platform_module(display)
     for name in ("mouseinfo", "pymsgbox", "pyscreeze"):  # they want tkinter or load slowly, and pyautogui does without
         sys.modules[name] = None  # type: ignore[assignment]
-    import pyautogui
+    import pyautogui  # pyright: ignore[reportMissingModuleSource] (`make gui` installs it)
 
     for name in ("mouseinfo", "pymsgbox", "pyscreeze"):
         del sys.modules[name]
