@@ -73,6 +73,8 @@ _READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
     ".json": _from_json,
     ".parquet": _from_parquet,
 }
+SUFFIXES = frozenset(_READERS)
+"""Endings of names that are files; any other source is a dataset."""
 
 
 def _from_hub(name: str, split: str) -> Iterator[Any]:
@@ -82,7 +84,7 @@ def _from_hub(name: str, split: str) -> Iterator[Any]:
     try:
         import datasets
     except ImportError:
-        raise ConfigError(f"{wrong} it needs the package datasets; pip install datasets") from None
+        raise ConfigError(f"{wrong} it needs the package datasets; pip install 'claw[swe]' brings it") from None
     try:
         yield from datasets.load_dataset(name, split=split)
     except (OSError, ValueError) as error:  # DatasetNotFoundError and offline errors are OSErrors

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from claw_envs.env import SPLITS
-from claw_envs.errors import ConfigError, TaskError
+from claw_envs.errors import TaskError
+from claw_envs.rowfiles import SUFFIXES, read_rows
 from claw_envs.swe import eval_scripts
 from claw_envs.swe.r2e import is_r2e, to_classic
 
@@ -184,77 +185,9 @@ def load_rows(source: str, *, split: str = "test", naming: Naming = "auto") -> l
     `split` is the dataset's split; files have none. Raises ConfigError when the source cannot be read, TaskError when
     rows are malformed.
     """
-    suffix = Path(source).suffix.lower()
-    reader = _READERS.get(suffix)
-    if reader is None:
-        return parse_all(source, _from_hub(source, split), naming=_naming_of(source, naming))
-    path = Path(source)
-    if not path.is_file():
-        raise ConfigError(f"env.tasks={source}: there is no such file")
-    return parse_all(source, reader(path), naming=naming)
+    return parse_all(source, list(read_rows(source, split=split)), naming=_naming_of(source, naming))
 
 
 def _naming_of(dataset: str, naming: Naming) -> Naming:
-    return "swegym" if naming == "auto" and dataset.lower().startswith("swe-gym/") else naming
-
-
-def _from_jsonl(path: Path) -> list[Any]:
-    out = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if line.strip():
-            try:
-                out.append(json.loads(line))
-            except ValueError as error:
-                raise TaskError(str(path), [f"line {number} is no JSON: {error}"]) from None
-    return out
-
-
-def _from_json(path: Path) -> list[Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise TaskError(str(path), [f"it is no JSON: {error}"]) from None
-    if isinstance(data, Mapping):
-        # Either one row, or rows by their ids.
-        data = [data] if "instance_id" in data else list(data.values())
-    if not isinstance(data, list):
-        raise TaskError(str(path), [f"it holds {type(data).__name__}; a list of rows belongs there"])
-    return data
-
-
-def _from_parquet(path: Path) -> list[Any]:
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise ConfigError(f"{path}: reading Parquet needs pyarrow; pip install 'claw[data]'") from None
-    from pyarrow.lib import ArrowInvalid
-
-    try:
-        return parquet.read_table(path).to_pylist()
-    except ArrowInvalid as error:
-        raise TaskError(str(path), [f"it is no Parquet file: {error}"]) from None
-
-
-_READERS: dict[str, Callable[[Path], list[Any]]] = {
-    ".jsonl": _from_jsonl,
-    ".json": _from_json,
-    ".parquet": _from_parquet,
-}
-
-
-def _from_hub(name: str, split: str) -> list[Any]:
-    """Rows of a dataset on the Hugging Face hub (or in its local cache)."""
-    wrong = f"env.tasks={name} is no .jsonl, .json or .parquet file, and as a Hugging Face dataset"
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ConfigError(f"{wrong} it would be called OWNER/NAME")
-    try:
-        import datasets
-    except ImportError:
-        raise ConfigError(f"{wrong} it needs the package datasets; pip install 'claw[swe]'") from None
-    try:
-        return list(datasets.load_dataset(name, split=split))
-    except (OSError, ValueError) as error:  # DatasetNotFoundError and offline errors are OSErrors
-        raise ConfigError(
-            f"{wrong} it cannot be loaded ({type(error).__name__}: {str(error)[:200]}); without a network, download it "
-            "elsewhere and give the .parquet or .jsonl file"
-        ) from None
+    is_file = Path(dataset).suffix.lower() in SUFFIXES
+    return "swegym" if naming == "auto" and not is_file and dataset.lower().startswith("swe-gym/") else naming
