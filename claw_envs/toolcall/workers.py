@@ -23,6 +23,7 @@ import struct
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -171,14 +172,21 @@ class Workers:
             process.wait()
             ours.close()
             raise InfraError(f"worker processes cannot be had: {said.decode()}")
+        # Whoever forgets these workers, or ends the program with them, leaves nothing running all the same.
+        weakref.finalize(self, _end, process, ours)
         return process, ours
 
     def _end_template(self) -> None:
         template, self._template = self._template, None
         if template is not None:
-            template[1].close()
-            template[0].kill()
-            template[0].wait()
+            _end(*template)
+
+
+def _end(process: subprocess.Popen[bytes], control: socket.socket) -> None:
+    """The template is gone and waited for. Idempotent."""
+    control.close()
+    process.kill()
+    process.wait()
 
 
 def template() -> None:
