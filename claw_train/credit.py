@@ -201,12 +201,24 @@ class MethodCredit:
         self._baseline = RunningMean(self.config.baseline_rate, dict(baseline["means"]), dict(baseline["counts"]))
 
     def _outcomes(self, group: Group) -> dict[int, float]:
-        """Weighted outcome advantage of each graded member; none where fewer than two were graded."""
+        """Weighted outcome advantage of each graded member; see `MethodConfig.outcome_alone` for a member without siblings."""
         rewards = graded(group)
-        if not self.config.uses_outcomes or len(rewards) < 2:
+        if not self.config.uses_outcomes or not rewards:
             return {}
+        if len(rewards) < 2:
+            if self.config.outcome_alone == "none":
+                return {}
+            weight = self.config.w_outcome
+            return {m: weight * self._alone(group.members[m].trajectory, r) for m, r in rewards.items()}
         weighted = self.config.w_outcome * np.asarray(normalize(list(rewards.values()), self.config.advantage))
         return dict(zip(rewards, weighted.tolist(), strict=True))
+
+    def _alone(self, trajectory: Trajectory, reward: float) -> float:
+        """R - b, with b from before; then b takes R in."""
+        kind = f"outcome/{trajectory.env}/{trajectory.family}"
+        before = self._baseline.get(kind)
+        self._baseline.update(kind, reward)
+        return reward - before
 
     def _steps(self, group: Group) -> _Steps:
         config, rewards = self.config, step_rewards(group)

@@ -14,6 +14,7 @@ from claw_envs.errors import ConfigError
 Advantage = Literal["grpo", "mean", "rloo"]
 Step = Literal["none", "binary", "standardized", "auto"]
 Baseline = Literal["running_mean", "zero"]
+Alone = Literal["none", "running_mean"]
 TaskKind = Literal["family", "env", "turn"]
 Candidates = Literal["none", "sampled", "topk"]
 HintSelection = Literal["sequence", "token", "shortest"]
@@ -104,6 +105,11 @@ class MethodConfig:
     """Weight of step rewards, where `step` uses them; multiplies step_coef."""
     advantage: Advantage = "grpo"
     """grpo: (R - mean) / (std + 1e-6) over the group; mean: R - mean (Dr.GRPO); rloo: R - mean of the others."""
+    outcome_alone: Alone = "none"
+    """What an outcome without a graded sibling is worth: nothing, or R - a running mean of R per task family.
+
+    Without it, one attempt per prompt is trained by its steps alone, and a policy whose every step goes well need never finish.
+    """
     step: Step = "none"
     """binary: r - baseline is added; standardized: outcome + step_coef·r, standardized a turn index, replaces the outcome's
     advantage; auto: standardized where two siblings or more were graded, else binary."""
@@ -133,6 +139,7 @@ class MethodConfig:
         choices = {
             "advantage": Advantage,
             "step": Step,
+            "outcome_alone": Alone,
             "baseline": Baseline,
             "baseline_per": TaskKind,
             "opd": Candidates,

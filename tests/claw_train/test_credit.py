@@ -172,6 +172,34 @@ def test_a_group_of_one_has_no_outcome_advantage():
     assert credited.dropped == {("e0", 0): credit.NO_SIGNAL}
 
 
+def test_an_outcome_alone_is_compared_with_those_of_its_family_before_it():
+    judge = make_credit(MethodConfig(outcome_alone="running_mean", w_outcome=2.0, baseline_rate=0.1))
+    got = []
+    for i, (reward, family) in enumerate([(1, "f"), (0, "f"), (1, "f"), (0, "other"), (1, "other"), (None, "f")]):
+        credited = judge(group(scored(f"e{i}", chat(1, 1), reward, family=family), id=str(i)))
+        got.append([advantage_of(credited, f"e{i}", t) for t in (0, 1)] if credited.samples else dict(credited.dropped))
+    # b before each: 0, 1, 1/2; the other family's: 0, 0. A first failure says nothing yet, and no grade says nothing ever.
+    assert got[:3] == [[2, 2], [-2, -2], [1, 1]]
+    assert got[3] == {("e3", 0): credit.NO_SIGNAL, ("e3", 1): credit.NO_SIGNAL}
+    assert got[4] == [2, 2]
+    assert got[5] == {("e5", 0): credit.UNGRADED, ("e5", 1): credit.UNGRADED}
+
+
+def test_steps_that_all_go_well_do_not_pay_for_never_finishing():
+    """Seen: calls that went well were +1 each, nothing else counted, and the policy called until its turns were used up."""
+    judge = make_credit(MethodConfig(step="auto", baseline_per="turn", outcome_alone="running_mean"))
+    signals = [Signal(1.0), Signal(1.0)]
+    judge(group(scored("a", chat(1, 1), 1.0, signals)))
+    credited = judge(group(scored("b", chat(1, 1), 0.0, signals)))
+    assert [advantage_of(credited, "b", t) for t in (0, 1)] == [-1, -1]
+
+
+def test_siblings_are_compared_with_each_other_however_an_outcome_alone_is_treated():
+    expected = make_credit(MethodConfig())(siblings([1, 0]))
+    credited = make_credit(MethodConfig(outcome_alone="running_mean"))(siblings([1, 0]))
+    assert [s.advantages.tolist() for s in credited.samples] == [s.advantages.tolist() for s in expected.samples]
+
+
 def test_binary_by_hand_with_a_running_mean():
     judge = make_credit(MethodConfig(w_outcome=0, step="binary", baseline_rate=0.25))
     got = []
