@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
 from contextlib import asynccontextmanager
 
 import httpx
@@ -14,7 +15,7 @@ import pytest
 from claw_agents.fake import SpeakingPolicy
 from claw_agents.keys import KeyConfig, Keys, RateLimiter, hash_key, new_key
 from claw_agents.policy import PolicyError
-from claw_agents.serve import Serving
+from claw_agents.serve import Serving, listen
 from claw_agents.server import Server, ServerConfig, check_origin
 from claw_agents.session import NullSink, Sessions
 from claw_agents.wire import WireError
@@ -337,6 +338,21 @@ async def test_shutdown_answers_what_is_at_work():
         assert (await asked).choices[0].message.content == "You said: hi"
         await stopping
     assert len(log.turns) == 1
+
+
+async def test_connections_send_at_once():
+    """Headers and body go out in two writes: with Nagle's algorithm the second waits for the client's delayed acknowledgement."""
+    accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    listener = listen("127.0.0.1", 0)
+    async with await asyncio.start_server(connected, sock=listener):
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        assert await accepted
+        writer.close()
 
 
 async def test_a_port_that_is_taken_is_one_sentence():
