@@ -6,11 +6,13 @@ This is the only crossing from synchronous environments to asynchronous policies
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 from claw_agents.policy import Policy, PolicyError, SamplingParams
 from claw_agents.recorder import Recorder
@@ -20,6 +22,39 @@ from claw_envs.env import AgentEnv, Grade
 from claw_envs.errors import InfraError
 
 R = TypeVar("R")
+
+
+class _Inbox:
+    """Results on their way from many threads to one event loop: one wake-up carries all that came since the last.
+
+    A wake-up of its own for each would be a write to a pipe, before and after which the interpreter's lock changes hands.
+    """
+
+    def __init__(self) -> None:
+        self._items: deque[tuple[Callable[[asyncio.Future[Any], Any], None], asyncio.Future[Any], Any]] = deque()
+        self._woken = False
+
+    def put(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        how: Callable[[asyncio.Future[Any], Any], None],
+        future: asyncio.Future[Any],
+        what: Any,
+    ) -> None:
+        """`how(future, what)` will be called on the loop, if it still runs. From any thread."""
+        self._items.append((how, future, what))
+        if not self._woken and not loop.is_closed():
+            self._woken = True
+            loop.call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        self._woken = False  # first: what is put from here on wakes the loop again
+        while self._items:
+            how, future, what = self._items.popleft()
+            how(future, what)
+
+
+_inboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Inbox] = WeakKeyDictionary()
 
 
 class Hands:
@@ -44,18 +79,15 @@ class Hands:
             raise RuntimeError("these hands were released: their environment is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
+        inbox = _inboxes.get(loop) or _inboxes.setdefault(loop, _Inbox())
 
         def work() -> None:
             try:
                 result = function(*args, **kwargs)
             except BaseException as error:  # noqa: BLE001 (handed to the coroutine that waits for it)
-                deliver(_fail, error)
+                inbox.put(loop, _fail, future, error)
             else:
-                deliver(_settle, result)
-
-        def deliver(how: Callable[[asyncio.Future[Any], Any], None], what: Any) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(how, future, what)
+                inbox.put(loop, _settle, future, result)
 
         self._pending = future
         self.began = loop.time()
@@ -67,7 +99,7 @@ class Hands:
             if self._released:  # It was closed already, and the thread will hear of nothing more.
                 raise
             self._pending = idle = loop.create_future()
-            self._work.put(lambda: loop.call_soon_threadsafe(_settle, idle, None))
+            self._work.put(lambda: inbox.put(loop, _settle, idle, None))
             await idle
             raise
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from claw_agents.trajectory import Generation, Prompt, Stop, Trajectory, Turn
@@ -58,7 +57,8 @@ class Recorder:
         """The world answered the last action. Raises ValueError when nothing waits for an answer."""
         if not self._turns or self._turns[-1].next_state is not None:
             raise ValueError(f"episode {self.id}: an answer came, but no turn waits for one")
-        self._turns[-1] = replace(self._turns[-1], next_state=next_state, reward=reward)
+        t = self._turns[-1]
+        self._turns[-1] = Turn(t.observation, t.prompt, t.generation, t.action, next_state, reward)
         self._observation = next_state
 
     def finish(
