@@ -73,6 +73,7 @@ class LocalSandbox:
         self.workdir = f"{self._top}/work"
         self._lock = threading.Lock()
         self._closed = False
+        self._children: list[subprocess.Popen[bytes]] = []
         os.mkdir(self._home)
         os.mkdir(self.workdir)
         self._shell = Shell(self._open_shell, output_bytes=spec.limits.output_bytes)
@@ -106,6 +107,9 @@ class LocalSandbox:
             raise
         finally:
             close_all(*inside)
+        # Kept here, not by the handle alone: a handle that is dropped in a cycle of garbage may be cleared after its Popen.
+        self._children = [p for p in self._children if p.poll() is None]
+        self._children.append(process)
         return LocalProcess(process, mark, *outside)
 
     def read(self, path: str) -> bytes:
@@ -127,6 +131,7 @@ class LocalSandbox:
         """See `Sandbox.kill_all`."""
         self._check()
         kill_marked(self._mark)
+        self._reap()
         with self._lock:
             self._shell.forget()
 
@@ -136,6 +141,7 @@ class LocalSandbox:
             return
         self._closed = True
         kill_marked(self._mark)
+        self._reap()
         with self._lock:
             self._shell.close()
         shutil.rmtree(self._top, ignore_errors=True)
@@ -146,6 +152,13 @@ class LocalSandbox:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+    def _reap(self) -> None:
+        """What was spawned, and was killed, is waited for; one that cleared its environment, and so its mark, is killed here."""
+        children, self._children = self._children, []
+        for process in children:
+            process.kill()
+            process.wait()
 
     def _inside(self, path: str) -> str:
         """The host path that `path` means. Raises FileNotFoundError where it leaves the sandbox's directory."""
@@ -231,10 +244,6 @@ class LocalProcess(ProcessPipes):
         """See `Process.kill`."""
         kill_marked(self._mark)
         self._process.wait()
-
-    def __del__(self) -> None:
-        self._process.poll()
-        super().__del__()
 
 
 def kill_marked(mark: str, *, oldest: int = 0, exact: bool = False) -> None:
