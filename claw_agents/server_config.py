@@ -61,9 +61,8 @@ class SessionConfig:
     """A session that is silent for so long ends, and its last turn counts as unanswered."""
     max_sessions: int = 10_000
     """Most sessions at once; beyond, the one that is silent longest ends."""
-    max_turns: int = 64
-    """A session with so many turns ends, and the conversation goes on as a new one: each turn writes the session down anew,
-    few milliseconds for ten turns, and 14 for fifty."""
+    max_turns: int = 500
+    """A session with so many turns ends, and the conversation goes on as a new one."""
     side_patterns: tuple[str, ...] = (r"^\W*heartbeat\b", r"^read heartbeat\.md")
     """Requests whose last message matches one of these (whatever the case) are side turns: served, never trained."""
 

@@ -126,37 +126,42 @@ def to_json(trajectory: Trajectory) -> dict[str, Any]:
 
     Prompts are stored as what they add to the turn before where they extend it, so that size is linear in length.
     """
-    rows: list[dict[str, Any]] = []
-    seen: tuple[int, ...] = ()
-    said: tuple[Message, ...] = ()
-    tools: tuple[Tool, ...] = ()
-    for turn in trajectory.turns:
-        prompt, generation = turn.prompt, turn.generation
-        keep = len(seen) if prompt.tokens[: len(seen)] == seen else 0
-        keep_said = len(said) if prompt.messages[: len(said)] == said else 0
-        row: dict[str, Any] = {
-            "observation": dump(turn.observation),
-            "prompt": {
-                "keep": keep,
-                "tokens": list(prompt.tokens[keep:]),
-                "keep_messages": keep_said,
-                "messages": dump(prompt.messages[keep_said:]),
-                "forked": prompt.forked,
-                "images": _images(prompt),
-            },
-            "generation": _generation_to_json(generation),
-            "action": turn.action.to_dict(),
-            "next_state": None if turn.next_state is None else dump(turn.next_state),
-            "reward": turn.reward,
-        }
-        if prompt.tools != tools:
-            row["prompt"]["tools"] = [
-                {"name": t.name, "description": t.description, "parameters": dict(t.parameters)} for t in prompt.tools
-            ]
-            tools = prompt.tools
-        rows.append(row)
-        seen = prompt.tokens + generation.tokens
-        said = prompt.messages
+    before = (None, *trajectory.turns)
+    rows = [turn_to_json(turn, previous) for turn, previous in zip(trajectory.turns, before, strict=False)]
+    return {**head_to_json(trajectory), "turns": rows}
+
+
+def turn_to_json(turn: Turn, before: Turn | None) -> dict[str, Any]:
+    """One of the dictionary's `turns`. `before` is the turn before it, of which only what is new is said."""
+    prompt = turn.prompt
+    seen = before.prompt.tokens + before.generation.tokens if before else ()
+    said, tools = (before.prompt.messages, before.prompt.tools) if before else ((), ())
+    keep = len(seen) if prompt.tokens[: len(seen)] == seen else 0
+    keep_said = len(said) if prompt.messages[: len(said)] == said else 0
+    row: dict[str, Any] = {
+        "observation": dump(turn.observation),
+        "prompt": {
+            "keep": keep,
+            "tokens": list(prompt.tokens[keep:]),
+            "keep_messages": keep_said,
+            "messages": dump(prompt.messages[keep_said:]),
+            "forked": prompt.forked,
+            "images": _images(prompt),
+        },
+        "generation": _generation_to_json(turn.generation),
+        "action": turn.action.to_dict(),
+        "next_state": None if turn.next_state is None else dump(turn.next_state),
+        "reward": turn.reward,
+    }
+    if prompt.tools != tools:
+        row["prompt"]["tools"] = [
+            {"name": t.name, "description": t.description, "parameters": dict(t.parameters)} for t in prompt.tools
+        ]
+    return row
+
+
+def head_to_json(trajectory: Trajectory) -> dict[str, Any]:
+    """The dictionary but for its `turns`."""
     grade = trajectory.grade
     return {
         "id": trajectory.id,
@@ -164,7 +169,6 @@ def to_json(trajectory: Trajectory) -> dict[str, Any]:
         "task_id": trajectory.task_id,
         "family": trajectory.family,
         "seed": trajectory.seed,
-        "turns": rows,
         "stop": str(trajectory.stop),
         "grade": None if grade is None else {"success": grade.success, "reward": grade.reward, "report": grade.report},
         "error": trajectory.error,

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from claw_agents.trajectory import Stop, Trajectory, from_json, to_json
+from claw_agents.trajectory import Stop, Trajectory, from_json, head_to_json, to_json, turn_to_json
 from claw_train.types import FloatArray, TurnKey, Verdict
 
 SCHEMA = """
@@ -31,6 +31,9 @@ create table if not exists episode (
     policy_version integer, tokens integer not null, error text not null) without rowid;
 create index if not exists episode_group on episode (group_id);
 create table if not exists trajectory (episode_id text primary key, data blob not null) without rowid;
+create table if not exists part (
+    episode_id text not null, turn integer not null, data blob not null,
+    primary key (episode_id, turn)) without rowid;
 create table if not exists turn (
     episode_id text not null, turn integer not null, policy_version integer not null,
     primary key (episode_id, turn)) without rowid;
@@ -116,24 +119,32 @@ class Journal:
     def finished(self, trajectory: Trajectory, *, group_id: str, member: int) -> None:
         """An episode ended. Its turns are queued, except those of a broken one, which are dropped with its stop as reason.
 
-        Writing the same episode again (a live session that grew) replaces it; what became of its turns stays.
+        Writing the same episode again replaces it; what became of its turns stays.
         """
         t = trajectory
-        success = None if t.grade is None else int(t.grade.success)
-        reward = None if t.grade is None else t.grade.reward
-        row = (
-            t.id, group_id, member, t.task_id, t.env, t.family, success, reward, str(t.stop), time.time(),
-            t.policy_version, t.generated_tokens, t.error.encode("utf-8", "replace").decode(),
-        )  # fmt: skip
-        data = zlib.compress(json.dumps(to_json(t), separators=(",", ":")).encode(), 1)
-        turns = [(t.id, i, turn.generation.policy_version) for i, turn in enumerate(t.turns)]
         broken = t.stop in (Stop.ENV_ERROR, Stop.POLICY_ERROR)
         drops = [(t.id, i, str(t.stop)) for i in range(len(t.turns))] if broken else []
         self._transaction(
-            ("insert or replace into episode values (?,?,?,?,?,?,?,?,?,?,?,?,?)", [row]),
-            ("insert or replace into trajectory values (?,?)", [(t.id, data)]),
-            ("insert or replace into turn values (?,?,?)", turns),
+            ("insert or replace into episode values (?,?,?,?,?,?,?,?,?,?,?,?,?)", [_episode(t, group_id, member)]),
+            ("insert or replace into trajectory values (?,?)", [(t.id, _pack(to_json(t)))]),
+            ("delete from part where episode_id = ?", [(t.id,)]),
+            ("insert or replace into turn values (?,?,?)", _turns(t)),
             ("insert or ignore into dropped values (?,?,?)", drops),
+        )
+
+    def grew(self, trajectory: Trajectory, *, group_id: str, member: int, since: int = 0) -> None:
+        """An episode that is still going on is as it is now; only its turns from number `since` on are written.
+
+        Those before must be on record as they are here: a long conversation costs per turn what a short one does.
+        """
+        t = trajectory
+        new = range(since, len(t.turns))
+        parts = [(t.id, i, _pack(turn_to_json(t.turns[i], t.turns[i - 1] if i else None))) for i in new]
+        self._transaction(
+            ("insert or replace into episode values (?,?,?,?,?,?,?,?,?,?,?,?,?)", [_episode(t, group_id, member)]),
+            ("insert or replace into trajectory values (?,?)", [(t.id, _pack(head_to_json(t)))]),
+            ("insert or replace into part values (?,?,?)", parts),
+            ("insert or replace into turn values (?,?,?)", _turns(t, since)),
         )
 
     def judged(self, episode_id: str, verdicts: Mapping[int, Verdict]) -> None:
@@ -205,7 +216,7 @@ class Journal:
 
     def forget(self, episode_id: str) -> None:
         """An episode and everything said of it is deleted (a person asked for it)."""
-        tables = ("episode", "trajectory", "turn", "verdict", "trained", "dropped", "advantage")
+        tables = ("episode", "trajectory", "part", "turn", "verdict", "trained", "dropped", "advantage")
         keys = ("id", *["episode_id"] * (len(tables) - 1))
         self._db.execute("pragma secure_delete=on")  # what is deleted is overwritten, not only unlinked
         self._transaction(
@@ -247,7 +258,11 @@ class Journal:
         row = self._db.execute("select data from trajectory where episode_id = ?", (episode_id,)).fetchone()
         if row is None:
             raise KeyError(f"no episode {episode_id!r} in {self.path}")
-        return from_json(json.loads(zlib.decompress(row[0])))
+        data = _unpack(row[0])
+        if "turns" not in data:
+            sql = "select data from part where episode_id = ? order by turn"
+            data["turns"] = [_unpack(blob) for (blob,) in self._db.execute(sql, (episode_id,))]
+        return from_json(data)
 
     def verdicts(self, episode_id: str) -> dict[int, Verdict]:
         """What the judge said, by turn."""
@@ -272,10 +287,10 @@ class Journal:
             out[turn] = f"trained by step {step}" if step is not None else f"dropped: {reason}" if reason else "queued"
         return out
 
-    def queued(self, episode_id: str) -> list[int]:
-        """Turns of one episode that are neither trained nor dropped."""
-        sql = f"select t.turn from {_QUEUED} and e.id = ? order by t.turn"
-        return [turn for (turn,) in self._db.execute(sql, (episode_id,))]
+    def queued(self, episode_id: str, since: int = 0) -> list[int]:
+        """Turns of one episode, from number `since` on, that are neither trained nor dropped."""
+        sql = f"select t.turn from {_QUEUED} and e.id = ? and t.turn >= ? order by t.turn"
+        return [turn for (turn,) in self._db.execute(sql, (episode_id, since))]
 
     def episodes(self, limit: int | None = None) -> list[dict[str, Any]]:
         """The rows of table `episode`, newest first, as dictionaries."""
@@ -295,6 +310,29 @@ class Journal:
             queued=one(f"select count(*) from {_QUEUED}"),
             doubled=one("select count(*) from trained join dropped using (episode_id, turn)"),
         )
+
+
+def _episode(t: Trajectory, group_id: str, member: int) -> tuple[Any, ...]:
+    """The row of table `episode`."""
+    success = None if t.grade is None else int(t.grade.success)
+    reward = None if t.grade is None else t.grade.reward
+    return (
+        t.id, group_id, member, t.task_id, t.env, t.family, success, reward, str(t.stop), time.time(),
+        t.policy_version, t.generated_tokens, t.error.encode("utf-8", "replace").decode(),
+    )  # fmt: skip
+
+
+def _turns(t: Trajectory, since: int = 0) -> list[tuple[str, int, int]]:
+    """The rows of table `turn`, from number `since` on."""
+    return [(t.id, i, t.turns[i].generation.policy_version) for i in range(since, len(t.turns))]
+
+
+def _pack(data: Mapping[str, Any]) -> bytes:
+    return zlib.compress(json.dumps(data, separators=(",", ":")).encode(), 1)
+
+
+def _unpack(blob: bytes) -> dict[str, Any]:
+    return json.loads(zlib.decompress(blob))
 
 
 _QUEUED = """turn t join episode e on e.id = t.episode_id

@@ -217,11 +217,15 @@ class Loop:
         async with self._at_work:
             await restore()
             turns = self._journal.roll_back(self._learner.version, reason)
-            self._count_drops([reason] * turns)
-            self.totals.turns_trained -= turns
+            self.given_up(turns, reason)
             self._buffer.trained(await self._publisher.publish())
         self._wake()
         return turns
+
+    def given_up(self, turns: int, reason: str = "rolled_back") -> None:
+        """So many turns had been trained, and the weights that came of it are served no more; counted."""
+        self._count_drops([reason] * turns)
+        self.totals.turns_trained -= turns
 
     async def run(self) -> LoopResult:
         """Plays and trains until the config, `stop` or an error ends it. Leaves a checkpoint, except after an error."""
@@ -281,9 +285,12 @@ class Loop:
         self._journal.started(Plan(session_id, self._next_seq, task_id, ()))
         self._next_seq += 1
 
-    def record(self, trajectory: Trajectory) -> None:
-        """A session as it is now is written down; its new turns are queued. Call it before `offer`."""
-        self._journal.finished(trajectory, group_id=trajectory.id, member=0)
+    def record(self, trajectory: Trajectory, since: int = 0) -> None:
+        """A session as it is now is written down; its new turns are queued. Call it before `offer`.
+
+        Turns before number `since` are on record already as they are here.
+        """
+        self._journal.grew(trajectory, group_id=trajectory.id, member=0, since=since)
 
     def offer(self, trajectory: Trajectory, turn: int) -> None:
         """A turn of a session got its next state, or will get none: it is judged and trained by itself, or dropped.

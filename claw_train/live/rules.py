@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from claw_agents.redact import Redactor
-from claw_agents.trajectory import Generation, Prompt, Trajectory, Turn
+from claw_agents.trajectory import Generation, Prompt, Turn
 from claw_envs.messages import Message
 
 GREEDY = "greedy"
@@ -40,18 +40,11 @@ def untrainable(generation: Generation, min_temperature: float) -> str | None:
     return None
 
 
-def redacted(trajectory: Trajectory, redactor: Redactor) -> tuple[Trajectory, frozenset[int]]:
-    """What may be kept of an episode, and the turns of which something was taken out.
+def clean_turn(turn: Turn, r: Redactor) -> Turn:
+    """What may be kept of a turn; the same object where all is clean.
 
-    Such a turn loses its tokens, which would spell what its messages no longer do; the same object comes back where all is
-    clean.
+    Where something was taken out it loses its tokens, which would spell what its messages no longer do.
     """
-    turns = [_clean_turn(t, redactor) for t in trajectory.turns]
-    dirty = frozenset(i for i, (a, b) in enumerate(zip(turns, trajectory.turns, strict=True)) if a is not b)
-    return (replace(trajectory, turns=tuple(turns)), dirty) if dirty else (trajectory, dirty)
-
-
-def _clean_turn(turn: Turn, r: Redactor) -> Turn:
     prompt = turn.prompt
     messages = _clean(prompt.messages, r)
     tools = tuple(replace(t, description=r.clean(t.description)) for t in prompt.tools)

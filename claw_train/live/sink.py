@@ -17,11 +17,11 @@ from typing import Any
 
 from claw_agents.redact import Redactor
 from claw_agents.session import Session
-from claw_agents.trajectory import Stop, Trajectory
+from claw_agents.trajectory import Stop, Trajectory, Turn
 from claw_envs.env import Grade
 from claw_train.journal import Journal
 from claw_train.live.config import LiveConfig
-from claw_train.live.rules import REDACTED, REVISABLE, UNANSWERED, redacted, untrainable
+from claw_train.live.rules import REDACTED, REVISABLE, UNANSWERED, clean_turn, untrainable
 from claw_train.loop import Loop
 from claw_train.score import feedback_of
 
@@ -33,6 +33,14 @@ class _Group:
     size: int
     since: float
     members: dict[str, Trajectory] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A session as it was recorded last: its turns as they were said, and as they may be kept."""
+
+    said: list[Turn] = field(default_factory=list)
+    clean: list[Turn] = field(default_factory=list)
 
 
 class LearningSink:
@@ -56,6 +64,7 @@ class LearningSink:
         self._clock = clock
         self._groups: dict[str, _Group] = {}
         self._held: dict[str, tuple[float, Trajectory]] = {}
+        self._kept: dict[str, _Kept] = {}
 
     # Sink
 
@@ -76,6 +85,7 @@ class LearningSink:
         if not session.turns:
             return
         trajectory = self.record(session.trajectory())
+        self._kept.pop(session.id, None)
         if session.group and trajectory.grade is None:
             self._held[trajectory.id] = (self._clock(), trajectory)
         elif not session.group:
@@ -84,12 +94,22 @@ class LearningSink:
     # Feedback
 
     def record(self, trajectory: Trajectory) -> Trajectory:
-        """The episode is on record as far as it may be kept; what may never be trained is dropped for its reason."""
-        kept, dirty = redacted(trajectory, self._redactor)
-        self._loop.record(kept)
+        """The episode is on record as far as it may be kept; what may never be trained is dropped for its reason.
+
+        Only turns that are not as they were when it was recorded last are looked at and written.
+        """
+        known = self._kept.setdefault(trajectory.id, _Kept())
+        since = next((i for i, (a, b) in enumerate(zip(known.said, trajectory.turns, strict=False)) if a is not b),
+                     len(known.said))  # fmt: skip
+        new = trajectory.turns[since:]
+        known.said[since:] = new
+        known.clean[since:] = [clean_turn(t, self._redactor) for t in new]
+        kept = replace(trajectory, turns=tuple(known.clean))
+        self._loop.record(kept, since)
         drops: dict[tuple[str, int], str] = {}
-        for i in self._journal.queued(kept.id):
-            reason = REDACTED if i in dirty else untrainable(kept.turns[i].generation, self._config.min_temperature)
+        for i in self._journal.queued(kept.id, since):
+            dirty = known.clean[i] is not known.said[i]
+            reason = REDACTED if dirty else untrainable(kept.turns[i].generation, self._config.min_temperature)
             if reason is not None:
                 drops[kept.id, i] = reason
         if drops:
@@ -108,6 +128,7 @@ class LearningSink:
     def revise(self, trajectory: Trajectory, turn: int) -> bool:
         """A person said something of a turn that need not be answered any more; False: it is too late."""
         kept = self.record(trajectory)
+        self._kept.pop(trajectory.id, None)  # it may be over, and then nobody else forgets it
         done = self._loop.revise(kept, turn, REVISABLE)
         self.counts["revised" if done else "feedback_late"] += 1
         return done
@@ -119,6 +140,7 @@ class LearningSink:
         kept = self.record(
             replace(trajectory, grade=grade, stop=Stop.TERMINATED, info={**trajectory.info, "group_id": group})
         )
+        self._kept.pop(id, None)
         key = f"{trajectory.info.get('user', '')}:{group}"
         entry = self._groups.setdefault(key, _Group(size or self._config.group_size, self._clock()))
         entry.size = size or entry.size
@@ -158,6 +180,7 @@ class LearningSink:
         """The episode is deleted, whatever was said of it; what was trained on it stays in the weights."""
         fates = self._journal.fates(id)
         self._loop.withdraw(id)
+        self._kept.pop(id, None)
         self._held.pop(id, None)
         for group in self._groups.values():
             group.members.pop(id, None)

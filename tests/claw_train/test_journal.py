@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from claw_agents.recorder import Recorder
-from claw_agents.trajectory import Generation, Prompt, Stop, Trajectory
+from claw_agents.trajectory import Generation, Prompt, Stop, Trajectory, with_grade
 from claw_envs.env import Grade
 from claw_envs.messages import assistant, user
 from claw_train.journal import Journal, Plan
@@ -129,6 +129,61 @@ def test_forgetting_an_episode_leaves_no_row_of_it(journal):
     assert journal.episodes() == []
     with pytest.raises(KeyError):
         journal.trajectory("g0-0")
+
+
+def growing(turns: int):
+    """The states that a live session passes through: a reply, its answer, the next reply …"""
+    recorder = Recorder("s", env="live", task_id="live")
+    recorder.observed((user("go"),))
+    tokens, said = (1, 2), (user("go"),)
+    for i in range(turns):
+        reply = Generation((5 + i, 6), (-0.1, -0.2), i, "stop")
+        recorder.acted(Prompt(tokens, said), reply, assistant(f"reply {i}"))
+        yield i, recorder.finish(Stop.ABANDONED)
+        news = (user(f"next {i}"),)
+        recorder.answered(news)
+        yield i, recorder.finish(Stop.ABANDONED)
+        tokens, said = (*tokens, *reply.tokens, 3), (*said, assistant(f"reply {i}"), *news)
+
+
+def test_a_session_that_grows_is_written_turn_by_turn_and_comes_back_whole(journal):
+    start(journal, "s", members=0)
+    for turn, trajectory in growing(5):
+        journal.grew(trajectory, group_id="s", member=0, since=turn)
+        assert journal.trajectory("s") == trajectory
+    assert journal.queued("s") == [0, 1, 2, 3, 4]
+    assert journal.queued("s", 3) == [3, 4]
+    assert journal.episodes()[0]["tokens"] == 10
+
+
+def test_what_a_turn_writes_does_not_grow_with_its_session(journal):
+    start(journal, "s", members=0)
+    for turn, trajectory in growing(200):
+        journal.grew(trajectory, group_id="s", member=0, since=turn)
+    sql = "select max(length(data)), (select length(data) from trajectory) from part"
+    longest, head = journal._db.execute(sql).fetchone()
+    assert longest + head < 1000
+
+
+def test_a_session_whose_end_is_written_as_a_whole_leaves_no_parts(journal):
+    start(journal, "s", members=0)
+    *_, (_, trajectory) = growing(3)
+    journal.grew(trajectory, group_id="s", member=0)
+    graded = with_grade(trajectory, Grade(True, 1.0, "ok"))
+    journal.finished(graded, group_id="s", member=0)
+    assert journal.trajectory("s") == graded
+    assert journal._db.execute("select count(*) from part").fetchone() == (0,)
+
+
+def test_forgetting_a_session_that_grew_leaves_no_byte_of_it(journal):
+    start(journal, "s", members=0)
+    *_, (_, trajectory) = growing(3)
+    journal.grew(trajectory, group_id="s", member=0)
+    blobs = [b for (b,) in journal._db.execute("select data from part union all select data from trajectory")]
+    journal.forget("s")
+    assert journal._db.execute("select count(*) from part").fetchone() == (0,)
+    left = journal.path.read_bytes() + journal.path.with_name("journal.db-wal").read_bytes()
+    assert not [b for b in blobs if b in left]
 
 
 def test_what_was_recorded_is_there_for_another_process(tmp_path):

@@ -157,7 +157,7 @@ async def test_secrets_are_taken_out_before_anything_is_kept_and_such_turns_are_
     import zlib
 
     journal = Journal(tmp_path / "run" / "journal.db", read_only=True)
-    for (blob,) in journal._db.execute("select data from trajectory"):
+    for (blob,) in journal._db.execute("select data from trajectory union all select data from part"):
         assert b"hunter2" not in zlib.decompress(blob)
         assert b"ann.smith" not in zlib.decompress(blob)
     journal.close()
@@ -491,7 +491,7 @@ def told(f):
     def g(*a, **k):
         f(*a, **k); print("event", flush=True)
     return g
-for name in ("finished", "judged", "trained", "dropped"):
+for name in ("finished", "grew", "judged", "trained", "dropped"):
     setattr(journal, name, told(getattr(journal, name)))
 async def main():
     async with world.open() as client:

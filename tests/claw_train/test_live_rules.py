@@ -12,7 +12,7 @@ from claw_agents.redact import Redactor
 from claw_agents.trajectory import Generation, Prompt, Stop, from_json, to_json
 from claw_envs.messages import Tool, ToolCall, assistant, tool_result, user
 from claw_train.credit import make_credit
-from claw_train.live.rules import ABORTED, COLD, GREEDY, TRUNCATED, redacted, untrainable
+from claw_train.live.rules import ABORTED, COLD, GREEDY, TRUNCATED, clean_turn, untrainable
 from claw_train.method import MethodConfig
 from claw_train.types import Group, Scored, Signal, Verdict
 
@@ -69,11 +69,14 @@ def test_temperatures_survive_the_journal():
     assert from_json(to_json(trajectory)) == trajectory
 
 
-def test_a_clean_episode_is_the_same_object():
-    trajectory = episode(((user("a"),), assistant("A"), 1.0))
-    kept, dirty = redacted(trajectory, Redactor())
-    assert kept is trajectory
-    assert dirty == frozenset()
+def test_a_clean_turn_is_the_same_object():
+    (turn,) = episode(((user("a"),), assistant("A"), 1.0)).turns
+    assert clean_turn(turn, Redactor()) is turn
+
+
+def redacted(trajectory):
+    turns = tuple(clean_turn(t, Redactor()) for t in trajectory.turns)
+    return replace(trajectory, turns=turns), {i for i, t in enumerate(turns) if t is not trajectory.turns[i]}
 
 
 def test_what_is_found_goes_from_everywhere_with_the_tokens_that_spell_it():
@@ -84,7 +87,7 @@ def test_what_is_found_goes_from_everywhere_with_the_tokens_that_spell_it():
         ((user("b"),), assistant(f"B {secret}", ToolCall("bash", {"command": f"echo {secret}"})), 1.0),
         ((tool_result(secret),), assistant("C"), 1.0),
     )
-    kept, dirty = redacted(trajectory, Redactor())
+    kept, dirty = redacted(trajectory)
     assert dirty == {1, 2}  # the first turn was answered before it was said
     assert secret not in str(kept)
     assert kept.turns[0] == trajectory.turns[0]
@@ -93,6 +96,6 @@ def test_what_is_found_goes_from_everywhere_with_the_tokens_that_spell_it():
     assert not kept.turns[2].generation.trainable
     assert from_json(to_json(kept)) == kept
     described = episode(((user("a"),), assistant("A"), 1.0), tools=(tool,))
-    kept, dirty = redacted(described, Redactor())
+    kept, dirty = redacted(described)
     assert dirty == {0}
     assert secret not in str(kept)
