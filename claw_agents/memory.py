@@ -1,7 +1,7 @@
 """What users corrected before, kept in a small file and put into the system prompt: the memory beside the weights.
 
     Memory.recall(user, messages) ─▶ notes ─▶ with_memory(messages, notes) ─▶ what the policy reads
-    Memory.remember(user, correction) ◀── a user's next message that asks for a change
+    Memory.remember(user, correction, source) ◀── a user's next message that asks for a change
 
 Whoever calls decides what a correction is. Users are told apart by their key alone, and never meet. No service, no model: notes
 are ranked by words in common with what is asked (BM25) and by what they add to those already chosen. `MemoryEnv` does both around
@@ -56,13 +56,29 @@ class Memory:
                 "create table if not exists notes "
                 "(number integer primary key autoincrement, user text, key text, text text, unique (user, key))"
             )
+            self._db.execute(
+                "create table if not exists said (source text, user text, key text, primary key (source, user, key)) "
+                "without rowid"
+            )
+            # With a write-ahead log a note costs no wait for the disk; a power cut may lose the last ones.
+            self._db.execute("pragma journal_mode=wal")
+            self._db.execute("pragma synchronous=normal")
+            self._db.execute("pragma secure_delete=on")
         except sqlite3.Error as error:
             raise ConfigError(
                 f"memory: {path} is no memory: {error}; give another path, or one where nothing is yet"
             ) from None
 
-    def remember(self, user: str, correction: str) -> None:
-        """`correction` is the newest note of `user`; said again, it is moved and not doubled. Empty ones are passed over."""
+    def __len__(self) -> int:
+        """How many notes are kept, of all users."""
+        with self._lock:
+            return int(self._db.execute("select count(*) from notes").fetchone()[0])
+
+    def remember(self, user: str, correction: str, source: str = "") -> None:
+        """`correction` is the newest note of `user`; said again, it is moved and not doubled. Empty ones are passed over.
+
+        `source`: where it was said (a session's id), so that it can be forgotten with it; "": nobody will ask.
+        """
         text = " ".join(correction.encode("utf-8", "replace").decode().split())[:MAX_NOTE_CHARS]
         if not text:
             return
@@ -70,6 +86,8 @@ class Memory:
             self._db.execute("begin immediate")
             self._db.execute("delete from notes where user = ? and key = ?", (user, text.casefold()))
             self._db.execute("insert into notes (user, key, text) values (?, ?, ?)", (user, text.casefold(), text))
+            if source:
+                self._db.execute("insert or ignore into said values (?, ?, ?)", (source, user, text.casefold()))
             self._db.execute(
                 "delete from notes where user = ?1 and number not in "
                 "(select number from notes where user = ?1 order by number desc limit ?2)",
@@ -92,7 +110,25 @@ class Memory:
     def forget(self, user: str) -> int:
         """Nothing is kept of `user` any more; returns how many notes there were."""
         with self._lock:
-            return self._db.execute("delete from notes where user = ?", (user,)).rowcount
+            self._db.execute("delete from said where user = ?", (user,))
+            count = self._db.execute("delete from notes where user = ?", (user,)).rowcount
+            self._db.execute("pragma wal_checkpoint(truncate)")
+            return count
+
+    def forget_source(self, source: str) -> int:
+        """What was said in `source`, and nowhere else, is not kept any more; returns how many notes that were."""
+        with self._lock:
+            self._db.execute("begin immediate")
+            count = self._db.execute(
+                "delete from notes where exists "
+                "(select 1 from said where source = ?1 and said.user = notes.user and said.key = notes.key) and not exists "
+                "(select 1 from said where source != ?1 and said.user = notes.user and said.key = notes.key)",
+                (source,),
+            ).rowcount
+            self._db.execute("delete from said where source = ?", (source,))
+            self._db.execute("commit")
+            self._db.execute("pragma wal_checkpoint(truncate)")
+            return count
 
     def close(self) -> None:
         """The file is closed; what was remembered stays in it."""

@@ -6,6 +6,7 @@
                   │ anything else: a new session; a history that ends at an earlier turn is a fork of that session
     time ───▶ Sessions.sweep: silent sessions end, their last turn unanswered ─▶ sink.ended
 
+Where there is a memory, what it recalls stands in the system prompt from a conversation's first turn on; clients do not see it.
 Conversations are recognized by digests of (user, X-Session-Id, messages), so that nobody goes on from another's. Knows no
 HTTP and no training; finished turns go to a sink.
 """
@@ -27,9 +28,11 @@ from claw_agents.recorder import Recorder
 from claw_agents.render import Renderer
 from claw_agents.server_config import SessionConfig
 from claw_agents.trajectory import Generation, Prompt, Stop, Trajectory
-from claw_envs.messages import Action, Message, Observation, Tool
+from claw_envs.messages import Action, Message, Observation, Tool, with_notes, without_notes
 
 State = Literal["new", "busy", "waiting", "failed", "ended"]
+Recall = Callable[[str, Sequence[Message]], tuple[str, ...]]
+"""(user, what is asked) → what is remembered of them, the most important last."""
 _PAST = 100_000
 """Digests of earlier conversations that are remembered, to tell forks from strangers."""
 
@@ -98,6 +101,8 @@ class Session:
     """What a person said of turns on purpose, as `claw_train.score.feedback_of` reads it."""
     prompt: Prompt = field(default_factory=Prompt)
     generation: Generation | None = None
+    notes: tuple[str, ...] = ()
+    """What stands in its prompt from memory."""
 
     @property
     def turns(self) -> int:
@@ -116,6 +121,8 @@ class Session:
             info["named"] = True
         if self.group:
             info["group_id"] = self.group
+        if self.notes:
+            info["notes"] = list(self.notes)
         if self.feedback:
             info["feedback"] = [dict(row) for row in self.feedback]
         return self.recorder.finish(Stop.ABANDONED, info=info)
@@ -151,8 +158,11 @@ class Sessions:
         clock: Callable[[], float] = time.monotonic,
         new_name: Callable[[], str] = lambda: secrets.token_hex(6),
         taken: Callable[[str], bool] = lambda id: False,
+        recall: Recall = lambda user, messages: (),
+        context: int = 0,
     ) -> None:
-        """`taken`: whether an episode of this id is on record already, from an earlier life."""
+        """`taken`: whether an episode of this id is on record already, from an earlier life. `recall`: the memory. `context`:
+        most tokens of prompt and reply, of which notes leave at least half; 0: unknown."""
         self.config = config or SessionConfig()
         self.forks = self.rewritten = self.opened = 0
         self._renderer = renderer
@@ -161,6 +171,8 @@ class Sessions:
         self._clock = clock
         self._new_name = new_name
         self._taken = taken
+        self._recall = recall
+        self._context = context
         self._side = [re.compile(p, re.IGNORECASE) for p in self.config.side_patterns]
         self._live: OrderedDict[str, Session] = OrderedDict()
         self._found: dict[bytes, list[Session]] = {}
@@ -208,7 +220,8 @@ class Sessions:
         private = not learn or (known != b"" and self._past.get(known) == "")
         if private or side:
             waiting = self._waiting(known) if side and not private else None
-            return self._unrecorded(messages, tools, asked, name or (waiting.name if waiting else ""), private, waiting)
+            name = name or (waiting.name if waiting else "")
+            return self._unrecorded(user, messages, tools, asked, name, private, waiting)
         session = self._retried(asked)
         if session is None:
             session = self._continued(messages, tools, known, last, scope)
@@ -224,8 +237,10 @@ class Sessions:
         first = ticket.session
         if first is None:
             return ticket
-        session = self._open(first.user, ticket.messages, first.tools, first.scope, first.name, first.group)
-        session.prompt = replace(ticket.prompt, forked=False)
+        prompt = replace(ticket.prompt, forked=False)
+        renderer = _fresh(self._renderer)
+        renderer.begin(first.tools, ())
+        session = self._open(first.user, prompt, renderer, first.scope, first.name, first.group, first.notes)
         session.state = "busy"
         return replace(ticket, session=session)
 
@@ -296,11 +311,12 @@ class Sessions:
             trajectory.id, name, user, _fresh(self._renderer), Recorder.going_on(trajectory), scope, named,
             last.prompt.tools, trajectory.info.get("group_id", ""), "waiting", prompt=last.prompt,
             generation=last.generation, feedback=list(trajectory.info.get("feedback", ())),
+            notes=tuple(trajectory.info.get("notes", ())),
         )  # fmt: skip
         session.renderer.begin(last.prompt.tools, ())
         self._live[session.id] = session
         self._touch(session)
-        whole = (*last.prompt.messages, last.action)
+        whole = (*without_notes(last.prompt.messages, session.notes), last.action)
         session.end = chain(scope, whole)[-1]
         self._find_by(session, session.end, tail(scope, whole, len(whole) - 1))
 
@@ -308,6 +324,7 @@ class Sessions:
 
     def _unrecorded(
         self,
+        user: str,
         messages: tuple[Message, ...],
         tools: tuple[Tool, ...],
         asked: bytes,
@@ -316,8 +333,23 @@ class Sessions:
         waiting: Session | None,
     ) -> Ticket:
         renderer = _fresh(self._renderer)
-        prompt = renderer.begin(tools, without_ids(messages))
+        if private:
+            prompt, _ = self._render(renderer, user, tools, messages)
+        else:
+            prompt = renderer.begin(tools, without_ids(messages))
         return Ticket(prompt, renderer, None, name, messages, asked, waiting, private)
+
+    def _render(
+        self, renderer: Renderer, user: str, tools: tuple[Tool, ...], messages: tuple[Message, ...]
+    ) -> tuple[Prompt, tuple[str, ...]]:
+        """The prompt of a conversation from its beginning, and the notes that stand in it: no more than leave it room."""
+        said = without_ids(messages)
+        notes = self._recall(user, said)
+        while True:
+            prompt = renderer.begin(tools, with_notes(said, notes))
+            if not notes or not self._context or 2 * len(prompt.tokens) <= self._context:
+                return prompt, notes
+            notes = notes[1:]
 
     def _aside(self, ticket: Ticket, end: bytes) -> None:
         if ticket.aside is not None and ticket.aside.state == "waiting":
@@ -357,7 +389,8 @@ class Sessions:
         else:
             self.rewritten += 1
             session.tools = tools
-            session.prompt = replace(session.renderer.begin(tools, without_ids(messages)), forked=True)
+            prompt, session.notes = self._render(session.renderer, session.user, tools, messages)
+            session.prompt = replace(prompt, forked=True)
         return session
 
     def _begin(
@@ -369,18 +402,12 @@ class Sessions:
         name: str,
         group: str,
     ) -> Session:
-        session = self._open(user, messages, tools, scope, name or self._new_name(), group)
-        session.prompt = session.renderer.begin(tools, without_ids(messages))
-        return session
+        renderer = _fresh(self._renderer)
+        prompt, notes = self._render(renderer, user, tools, messages)
+        return self._open(user, prompt, renderer, scope, name or self._new_name(), group, notes)
 
     def _open(
-        self,
-        user: str,
-        messages: tuple[Message, ...],
-        tools: tuple[Tool, ...],
-        scope: bytes,
-        name: str,
-        group: str,
+        self, user: str, prompt: Prompt, renderer: Any, scope: bytes, name: str, group: str, notes: tuple[str, ...]
     ) -> Session:
         while len(self._live) >= self.config.max_sessions:
             quiet = next((s for s in self._live.values() if s.state != "busy"), None)
@@ -395,9 +422,11 @@ class Sessions:
         self.forks += fork > 0
         self.opened += 1
         recorder = Recorder(id, env=self._env, task_id=group or self._env, family="chat")
-        recorder.observed(without_ids(messages))
+        recorder.observed(prompt.messages)
         named = scope == scope_of(user, name)
-        session = Session(id, name, user, _fresh(self._renderer), recorder, scope, named, tools, group)
+        session = Session(
+            id, name, user, renderer, recorder, scope, named, prompt.tools, group, prompt=prompt, notes=notes
+        )
         self._live[id] = session
         self._touch(session)
         self._sink.opened(session)

@@ -139,12 +139,26 @@ def with_notes(messages: Sequence[Message], notes: Sequence[str]) -> Observation
     """
     if not notes:
         return tuple(messages)
-    text = "Notes:" + "".join(f"\n- {note}" for note in notes)
+    text = _spelled(notes)
     for i, m in enumerate(messages):
         if m.role == "system":
             said = replace(m, text=f"{m.text}\n{text}" if m.text else text)
             return (*messages[:i], said, *messages[i + 1 :])
     return (system(text), *messages)
+
+
+def without_notes(messages: Sequence[Message], notes: Sequence[str]) -> Observation:
+    """The messages to which `with_notes` added `notes`; others come back as they are."""
+    text = _spelled(notes)
+    for i, m in enumerate(messages if notes else ()):
+        if m.role == "system":
+            kept = () if m.text == text else (replace(m, text=m.text.removesuffix(f"\n{text}")),)
+            return (*messages[:i], *kept, *messages[i + 1 :])
+    return tuple(messages)
+
+
+def _spelled(notes: Sequence[str]) -> str:
+    return "Notes:" + "".join(f"\n- {note}" for note in notes)
 
 
 def dump(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -202,7 +202,8 @@ def make_scores(config: RunConfig, engine: EngineProcess, renderer: Renderer) ->
     method = config.method
     judge = make_judge(replace(config.judge, hints=config.judge.hints and method.uses_teacher), engine, renderer)
     distiller = None
-    if method.uses_teacher:
+    # Weights that stay as they are have no use for a teacher.
+    if method.uses_teacher and (config.live is None or config.live.train):
         behavior = engine if method.opd == "topk" and method.support == "teacher" else None
         distiller = Distiller(
             engine.teacher,

@@ -1,7 +1,7 @@
 """`python -m claw_train.forget RUN SESSION`: a session and its forks are deleted from a run's journal, serving or not.
 
-SESSION is what the server calls it: user:name (the user is "local" where the server has no keys). What was trained on its
-turns stays in the weights; `claw_train.rollback` goes back before them.
+SESSION is what the server calls it: user:name (the user is "local" where the server has no keys). What was remembered of it
+alone is deleted as well. What was trained on its turns stays in the weights; `claw_train.rollback` goes back before them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from claw_envs.errors import ClawError, ConfigError
 from claw_train.journal import Journal
 from claw_train.live.control import ask
+from claw_train.live.notes import forget_notes
 from claw_train.runs import find_run, locked
 
 
@@ -31,6 +32,7 @@ def forget(run: Path, session: str) -> list[Mapping[str, Any]]:
             fates = journal.fates(id).values()
             rows.append({"id": id, "turns": len(fates), "trained": sum(f.startswith("trained") for f in fates)})
             journal.forget(id)
+        forget_notes(run, [row["id"] for row in rows])
     return rows
 
 

@@ -302,21 +302,24 @@ class Run:
         manager = RolloutManager(make_env, mind.policy, mind.renderer, params, config.rollout, name=config.env.name)
         with self.phase("learning"), contextlib.closing(journal):
             async with manager, AsyncExitStack() as stack:
-                publisher = Publisher(mind.learner, mind.engines)
+                publisher, memory, scoring = Publisher(mind.learner, mind.engines), None, mind.scoring
+                credit = make_credit(config.method, temperature=config.temperature)
                 if config.live is not None:
-                    publisher = await live_stage().make_publisher(config, self.folder, mind, journal, stack)
+                    live = live_stage()
+                    publisher = await live.make_publisher(config, self.folder, mind, journal, stack)
+                    memory, scoring, credit = live.teaching(config, self.folder, mind, credit, stack)
                 loop = Loop(
                     config.loop,
                     rollouts=manager,
                     tasks=[t.id for t in tasks] if config.live is None else [],
-                    scorer=mind.scoring,
-                    credit=make_credit(config.method, temperature=config.temperature),
+                    scorer=scoring,
+                    credit=credit,
                     learner=mind.learner,
                     publisher=publisher,
                     journal=journal,
                     checkpoints=keeper,
                     seed=config.seed,
-                    turn_scorer=mind.scoring,
+                    turn_scorer=scoring,
                     on_row=self._row,
                 )
                 if (checkpoint := keeper.store.latest()) is not None:
@@ -326,8 +329,8 @@ class Run:
                     self.interrupts.first = lambda: self._stop(loop)
                     self.result = await loop.run()
                 else:
-                    live = live_stage().Live(config, self.folder, mind, loop, journal, publisher)
-                    self.result = await self._serve(live, keeper)
+                    served = live_stage().Live(config, self.folder, mind, loop, journal, publisher, memory)
+                    self.result = await self._serve(served, keeper)
         self.interrupts.first = None
         self.counts, self.failure = keeper.counts(), keeper.failure
 

@@ -38,6 +38,13 @@ class LiveConfig:
     sessions: SessionConfig = field(default_factory=SessionConfig)
     redact: RedactConfig = field(default_factory=RedactConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    train: bool = True
+    """Whether turns are trained. False: they are judged, and remembered where there is a memory, and the weights stay."""
+    memory: bool | str = "off"
+    """Whether corrections are remembered by user and put into the system prompt of their later conversations: off; on (a file in
+    the run's directory); or the path of a file, which other runs may go on with."""
+    notes: int = 3
+    """Most notes that stand in one prompt."""
     min_temperature: float = 0.3
     """Turns that were sampled at a lower temperature are served and not trained: ratios of such probabilities explode."""
     group_size: int = 8
@@ -50,5 +57,14 @@ class LiveConfig:
     def __post_init__(self) -> None:
         if self.min_temperature <= 0:
             raise ConfigError(f"live.min_temperature is {self.min_temperature}; it must be above 0")
+        if not 1 <= self.notes <= 100:
+            raise ConfigError(f"live.notes is {self.notes}; it must lie between 1 and 100")
+        if not self.train and not self.remembers:
+            raise ConfigError("live.train=false learns nothing by itself; give live.memory=on beside it")
         if self.group_size < 2:
             raise ConfigError(f"live.group_size is {self.group_size}; a group has at least 2")
+
+    @property
+    def remembers(self) -> bool:
+        """True where there is a memory."""
+        return self.memory not in (False, "off", "")

@@ -22,7 +22,7 @@ from typing import Any
 from claw_agents.policy import Policy, SamplingParams
 from claw_agents.render import Renderer
 from claw_envs.errors import ConfigError
-from claw_envs.messages import Message, Observation
+from claw_envs.messages import Message, Observation, system
 from claw_train.live.config import GateConfig
 from claw_train.publish import Engine, Publisher
 from claw_train.types import Learner, Weights
@@ -52,8 +52,11 @@ class Case:
         )
 
 
-def read_cases(path: Path) -> list[Case]:
-    """The cases of a file. Raises ConfigError naming the line."""
+def read_cases(path: Path, system_text: str = "") -> list[Case]:
+    """The cases of a file; those without a system message get `system_text`, as served conversations do.
+
+    Raises ConfigError naming the line.
+    """
     out: list[Case] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -61,11 +64,13 @@ def read_cases(path: Path) -> list[Case]:
         try:
             row = json.loads(line)
             messages = tuple(Message(m["role"], m["content"]) for m in row["messages"])
+            if system_text and messages[0].role != "system":
+                messages = (system(system_text), *messages)
             must, must_not = (
                 tuple(re.compile(p, re.IGNORECASE) for p in row.get(name, ())) for name in ("must", "must_not")
             )
             out.append(Case(messages, must, must_not, int(row.get("max_chars", 0))))
-        except (ValueError, KeyError, TypeError, re.error) as error:
+        except (ValueError, LookupError, TypeError, re.error) as error:
             raise ConfigError(f"{path}, line {number} is no case: {error!r}; see docs/live.md") from None
     if not out:
         raise ConfigError(f"{path} holds no case; a gate needs at least one")
@@ -109,6 +114,8 @@ class GatedPublisher(Publisher):
         super().__init__(learner, engines)
         self.rollbacks = 0
         self.last_share: float | None = None
+        self.on_given_up: Callable[[int], None] = lambda turns: None
+        """Told how many trained turns a rollback cost."""
         self._candidate = candidate
         self._share = share
         self._folder = folder
@@ -132,6 +139,7 @@ class GatedPublisher(Publisher):
             self.rollbacks += 1
             await self._learner.load(self._folder / f"good-{self._good}")
             turns = self._on_rollback(self._good)
+            self.on_given_up(turns)
             log.warning(
                 "version %d passes %.0f %% of the cases, the best before it %.0f %%: back to version %d, %d turns given up",
                 version, 100 * share, 100 * self._best, self._good, turns,

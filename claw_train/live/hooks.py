@@ -16,6 +16,7 @@ from typing import Any
 
 from claw_agents.completions import split_turn_id
 from claw_agents.keys import User
+from claw_agents.memory import Memory
 from claw_agents.redact import Redactor
 from claw_agents.session import Session, Sessions
 from claw_agents.status_page import page
@@ -43,11 +44,19 @@ class _Target:
 class LiveHooks:
     """See the module."""
 
-    def __init__(self, sessions: Sessions, sink: LearningSink, redactor: Redactor, status: Status) -> None:
+    def __init__(
+        self,
+        sessions: Sessions,
+        sink: LearningSink,
+        redactor: Redactor,
+        status: Status,
+        memory: Memory | None = None,
+    ) -> None:
         self._sessions = sessions
         self._sink = sink
         self._redactor = redactor
         self._status = status
+        self._memory = memory
 
     async def refresh(self) -> None:
         await self._status.refresh()
@@ -67,6 +76,9 @@ class LiveHooks:
             return self._outcome(target, data)
         row = self._row(target, data)
         self._sink.counts["feedback"] += 1
+        if self._memory is not None and row["text"]:
+            owner = str(target.trajectory.info.get("user", ""))
+            self._memory.remember(owner, row["text"], target.trajectory.id)
         return self._said(target, row)
 
     async def forget(self, user: User, session: str) -> Mapping[str, Any]:
@@ -81,8 +93,11 @@ class LiveHooks:
         going_on = [s for s in self._sessions.all() if s.id == id or s.id.startswith(f"{id}~")]
         for session in going_on:
             self._sessions.discard(session)
-        ids = {*self._sink.ids(id), *(s.id for s in going_on)}
-        return [self._sink.forget(i) for i in sorted(ids)]
+        ids = sorted({*self._sink.ids(id), *(s.id for s in going_on)})
+        rows = [dict(self._sink.forget(i)) for i in ids]
+        for row in rows if self._memory is not None else ():
+            row["notes"] = self._memory.forget_source(row["id"])
+        return rows
 
     # Parts
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from claw_agents.engines.process import EngineProcess
+from claw_agents.memory import Memory
 from claw_agents.redact import Redactor
 from claw_agents.serve import Serving
 from claw_agents.server import Server
@@ -27,13 +28,15 @@ from claw_train.live.config import LiveConfig
 from claw_train.live.control import Control
 from claw_train.live.gate import Examiner, GatedPublisher, read_cases
 from claw_train.live.hooks import LiveHooks
+from claw_train.live.notes import Remembering, Still, open_memory
 from claw_train.live.rules import ROLLED_BACK
 from claw_train.live.sink import LearningSink
 from claw_train.live.status import Status
-from claw_train.loop import Loop, LoopResult
+from claw_train.loop import CreditFunction, Loop, LoopResult
 from claw_train.metrics import read_rows
 from claw_train.publish import Publisher
 from claw_train.rollback import checkpoint_of
+from claw_train.score import Scoring
 
 if TYPE_CHECKING:
     from claw_train.settings import RunConfig
@@ -49,11 +52,25 @@ class Live:
     loop: Loop
     journal: Journal
     publisher: Publisher
+    memory: Memory | None = None
 
     @property
     def settings(self) -> LiveConfig:
         assert self.config.live is not None
         return self.config.live
+
+
+def teaching(
+    config: RunConfig, folder: Path, mind: Brain, credit: CreditFunction, stack: AsyncExitStack
+) -> tuple[Memory | None, Scoring, CreditFunction]:
+    """The memory, who scores, and who credits, as far as the weights learn at all. `stack` closes the memory."""
+    assert config.live is not None
+    memory = open_memory(config.live, folder)
+    scoring: Scoring = mind.scoring
+    if memory is not None:
+        stack.callback(memory.close)
+        scoring = Remembering(mind.scoring, memory)
+    return memory, scoring, credit if config.live.train else Still()
 
 
 async def make_publisher(
@@ -64,7 +81,7 @@ async def make_publisher(
     gate = config.live.gate
     if gate.cases is None:
         return Publisher(mind.learner, mind.engines)
-    cases = read_cases(gate.cases)
+    cases = read_cases(gate.cases, config.live.server.system)
     candidate = EngineProcess(
         folder / "start", replace(config.engine, rows=min(16, config.engine.rows), keep_start=False)
     )
@@ -85,6 +102,8 @@ async def serve(live: Live, *, say: Any, asked_to_stop: asyncio.Event, on_row: l
 
     `say` shows a line; `counts` gives what judge and teacher did.
     """
+    if isinstance(live.publisher, GatedPublisher):
+        live.publisher.on_given_up = live.loop.given_up
     learning = asyncio.create_task(live.loop.run(), name="loop")
     stopping = asyncio.create_task(asked_to_stop.wait())
     async with AsyncExitStack() as stack:
@@ -110,17 +129,20 @@ async def _open(live: Live, stack: AsyncExitStack, say: Any, on_row: list[Any], 
     await asyncio.to_thread(redactor.clean, "warm@example.com, +1 415 555 2671, password: 'none1234'")
     redactor.counts.clear()
     sink = LearningSink(live.loop, live.journal, redactor, settings)
-    sessions = Sessions(live.mind.renderer, sink, settings.sessions, taken=live.journal.has)
+    context = getattr(live.mind.policy, "context", 0)
+    sessions = Sessions(
+        live.mind.renderer, sink, settings.sessions, taken=live.journal.has, context=context,
+        **({"recall": live.memory.recall} if live.memory is not None else {}),
+    )  # fmt: skip
     for trajectory in sink.restore():
         sessions.restore(trajectory)
     status = Status(
         f"{live.config.method_name} · {live.folder.name}", version=lambda: live.mind.policy.version, sessions=sessions,
         sink=sink, loop=live.loop, journal=live.journal, counts=counts, rows=list(read_rows(live.folder / "metrics.jsonl")),
-        episodes_shown=settings.episodes_shown,
+        episodes_shown=settings.episodes_shown, memory=live.memory,
     )  # fmt: skip
     on_row.append(status.add)
-    hooks = LiveHooks(sessions, sink, redactor, status)
-    context = getattr(live.mind.policy, "context", 0)
+    hooks = LiveHooks(sessions, sink, redactor, status, live.memory)
     server = Server(
         settings.server, live.mind.policy, sessions, hooks, context=context, topk=live.config.method.topk_logprobs
     )

@@ -9,6 +9,7 @@ from contextlib import closing
 from math import isfinite
 from typing import Any
 
+from claw_agents.memory import Memory
 from claw_agents.session import Sessions, facts
 from claw_agents.trajectory import Trajectory
 from claw_train.journal import Audit, Journal
@@ -42,6 +43,7 @@ class Status:
         counts: Callable[[], Mapping[str, float]],
         rows: Sequence[Row] = (),
         episodes_shown: int = 20,
+        memory: Memory | None = None,
     ) -> None:
         self._title = title
         self._version = version
@@ -53,6 +55,7 @@ class Status:
         self._episodes: list[dict[str, Any]] = []
         self._counts = counts
         self._shown = episodes_shown
+        self._memory = memory
         self._rows: deque[Row] = deque(rows, maxlen=_POINTS)
 
     def add(self, row: Row) -> None:
@@ -86,6 +89,8 @@ class Status:
             "turns queued": turns["queued"],
             "feedback": self._sink.counts["feedback"] + self._sink.counts["reported"],
         }
+        if self._memory is not None:
+            numbers["notes remembered"] = len(self._memory)
         return {
             "title": self._title,
             "numbers": numbers,

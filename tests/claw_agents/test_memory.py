@@ -11,7 +11,7 @@ import pytest
 from claw_agents.memory import Memory, MemoryEnv, bm25, choose, with_memory
 from claw_envs.chat.env import ChatEnv
 from claw_envs.errors import ConfigError
-from claw_envs.messages import assistant, system, user
+from claw_envs.messages import assistant, system, user, without_notes
 
 
 def test_users_never_meet():
@@ -130,3 +130,28 @@ def test_the_last_correction_of_a_talk_at_its_limit_is_remembered():
 
 def first(env: MemoryEnv, family: str) -> str:
     return next(t.id for t in env.unwrapped.tasks if t.family == family)
+
+
+def test_what_a_session_alone_said_is_forgotten_with_it(tmp_path: Path):
+    memory = Memory(tmp_path / "m.db")
+    memory.remember("ada", "Be brief.", "ada:one")
+    memory.remember("ada", "be BRIEF.", "ada:two")
+    memory.remember("ada", "No lists.", "ada:one")
+    memory.remember("ben", "No lists.", "ben:one")
+    memory.remember("ada", "Rhyme.")
+    assert memory.forget_source("ada:one") == 1
+    assert memory.notes("ada") == ["be BRIEF.", "Rhyme."]
+    assert memory.notes("ben") == ["No lists."]
+    assert memory.forget_source("ada:two") == 1
+    assert memory.notes("ada") == ["Rhyme."]
+    assert len(memory) == 2
+    memory.close()
+    assert all(b"brief" not in f.read_bytes().lower() for f in tmp_path.iterdir())
+
+
+def test_notes_come_out_of_a_prompt_as_they_went_in():
+    notes = ("No lists.", "Be brief.")
+    for asked in ((system("Help."), user("hi")), (user("hi"),), (user("hi"), system("late"), assistant("x"))):
+        assert without_notes(with_memory(asked, notes), notes) == asked
+        assert without_notes(asked, ()) == asked
+        assert without_notes(asked, notes) == asked

@@ -327,3 +327,66 @@ async def test_a_live_chat_is_the_very_trajectory_that_play_writes(turns):
     assert len(live.turns) == turns
     for a, b in zip(live.turns, played.turns, strict=True):
         assert a == type(b)(b.observation, b.prompt, b.generation, b.action, b.next_state, a.reward)
+
+
+# Memory
+
+
+class Remembers(World):
+    def __init__(self, *notes, context=0, **config):
+        super().__init__(**config)
+        self.notes, self.asked = notes, []
+
+        def recall(who, messages):
+            self.asked.append((who, messages))
+            return self.notes
+
+        names = iter(f"n{i}" for i in range(100))
+        self.sessions = Sessions(
+            self.renderer, self.log, SessionConfig(**config), clock=self.clock, new_name=lambda: next(names),
+            taken=self.log.sessions.__contains__, recall=recall, context=context,
+        )  # fmt: skip
+
+
+def test_notes_stand_in_the_prompt_from_the_first_turn_on_and_clients_do_not_see_them():
+    w = Remembers("Be brief.")
+    first = w.said(system("Help."), user("hi"))
+    assert first.prompt.messages == (system("Help.\nNotes:\n- Be brief."), user("hi"))
+    w.notes = ("Something newer.",)
+    second = w.said(system("Help."), user("hi"), assistant("ok"), user("more"))
+    assert second.session is first.session
+    assert second.prompt.tokens[: len(first.prompt.tokens)] == first.prompt.tokens
+    assert len(w.asked) == 1  # a conversation keeps the notes that it began with
+    trajectory = second.session.trajectory()
+    assert trajectory.turns[0].observation == first.prompt.messages
+    assert trajectory.info["notes"] == ["Be brief."]
+    compacted = w.said(user("in short"), assistant("so"), user("more"), assistant("ok"), user("and"))
+    assert compacted.session is first.session
+    assert compacted.prompt.messages[0] == system("Notes:\n- Something newer.")
+
+
+def test_notes_that_leave_no_room_are_left_out_the_least_important_first():
+    w = Remembers("x" * 200, "Be brief.", context=200)
+    assert w.ask(user("hi")).session.notes == ("Be brief.",)
+    assert w.ask(user("y" * 90)).session.notes == ()
+
+
+def test_what_is_not_kept_is_helped_by_memory_and_side_turns_are_not():
+    w = Remembers("Be brief.")
+    assert "Be brief" in w.ask(user("hi"), learn=False).prompt.messages[0].text
+    assert w.ask(user("hi"), side=True).prompt.messages == (user("hi"),)
+
+
+def test_every_one_of_several_replies_knows_the_tools():
+    w = World()
+    first = w.ask(user("hi"), tools=[TOOL])
+    other = w.sessions.sibling(first)
+    call = assistant("", ToolCall("bash", {"command": "a"}))
+    for ticket in (first, other):
+        w.reply(ticket, "", *call.tool_calls)
+    on = w.ask(user("hi"), call, tool_result("1"), tools=[TOOL])
+    tokens = first.renderer.tokens_of(call)
+    generation = Generation(tokens, (-0.5,) * len(tokens), 0, "stop")
+    for session in (first.session, other.session):
+        assert session.renderer.parse(generation) == call
+    assert on.session in (first.session, other.session)

@@ -22,6 +22,7 @@ from claw_train.journal import Journal
 from claw_train.judge_rule import RuleJudge
 from claw_train.live.config import LiveConfig
 from claw_train.live.hooks import LiveHooks
+from claw_train.live.notes import Remembering, Still, open_memory
 from claw_train.live.sink import LearningSink
 from claw_train.live.status import Status
 from claw_train.loop import Loop, LoopConfig
@@ -104,12 +105,15 @@ class LiveWorld:
         }
         config |= {"group_size": 1, **loop}
         method = method or MethodConfig(step="auto", baseline="zero")
+        self.live = live or LiveConfig(redact=RedactConfig())
+        self.memory = open_memory(self.live, folder)
+        scoring = self.scoring if self.memory is None else Remembering(self.scoring, self.memory)
         self.publisher = (publisher or Publisher)(self.learner, [self.policy])
         self.rollouts = RolloutManager(FakeEnv, self.policy, DigitRenderer(), SamplingParams(), RolloutConfig(slots=1))
         self.loop = Loop(
-            LoopConfig(**config), rollouts=self.rollouts, tasks=[], scorer=self.scoring, credit=make_credit(method),
-            learner=self.learner, publisher=self.publisher, journal=self.journal, checkpoints=self.checkpoints,
-            turn_scorer=self.scoring, on_row=self.rows.append,
+            LoopConfig(**config), rollouts=self.rollouts, tasks=[], scorer=scoring,
+            credit=make_credit(method) if self.live.train else Still(), learner=self.learner, publisher=self.publisher,
+            journal=self.journal, checkpoints=self.checkpoints, turn_scorer=scoring, on_row=self.rows.append,
         )  # fmt: skip
         step = self.learner.step
 
@@ -118,17 +122,17 @@ class LiveWorld:
             return await step(samples)
 
         self.learner.step = spied
-        self.live = live or LiveConfig(redact=RedactConfig())
         self.redactor = Redactor(self.live.redact)
         self.sink = LearningSink(self.loop, self.journal, self.redactor, self.live, clock=self.clock)
         self.sessions = Sessions(
-            DigitRenderer(), self.sink, self.live.sessions or SessionConfig(), clock=self.clock, taken=self.journal.has
-        )
+            DigitRenderer(), self.sink, self.live.sessions or SessionConfig(), clock=self.clock, taken=self.journal.has,
+            **({} if self.memory is None else {"recall": self.memory.recall}),
+        )  # fmt: skip
         self.status = Status(
             "test", version=lambda: self.policy.version, sessions=self.sessions, sink=self.sink, loop=self.loop,
-            journal=self.journal, counts=self.scoring.counts,
+            journal=self.journal, counts=self.scoring.counts, memory=self.memory,
         )  # fmt: skip
-        self.hooks = LiveHooks(self.sessions, self.sink, self.redactor, self.status)
+        self.hooks = LiveHooks(self.sessions, self.sink, self.redactor, self.status, self.memory)
         self.server = Server(server or ServerConfig(), self.policy, self.sessions, self.hooks)
 
     @asynccontextmanager
@@ -156,6 +160,8 @@ class LiveWorld:
                 self.loop.stop()
                 self.result = await running
                 self.journal.close()
+                if self.memory is not None:
+                    self.memory.close()
 
     def audit(self):
         journal = Journal(self.folder / "journal.db", read_only=True)

@@ -1,0 +1,108 @@
+"""Memory beside weights: what judge or people said against a turn is remembered of its user, and stands in later prompts.
+
+    a judged turn ─▶ Remembering(scorer) ──corrections──▶ Memory ──recall──▶ Sessions: the system prompt of new conversations
+    feedback ──────▶ LiveHooks ──────────────────────────▶ ▲
+
+Only what may be kept comes here: redacted turns are never judged. `Still` is the credit of a run whose weights stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from claw_agents.memory import Memory
+from claw_agents.trajectory import Trajectory
+from claw_train.live.config import LiveConfig
+from claw_train.runs import stored_config
+from claw_train.score import Scoring
+from claw_train.types import Credited, Group, Scored, Signal, Verdict
+
+FILE = "memory.db"
+STILL = "weights_still"
+"""Why turns of a run with live.train=false are dropped."""
+
+
+def open_memory(config: LiveConfig, run: Path) -> Memory | None:
+    """The memory of a run that serves; None where it is off. Raises ConfigError."""
+    if not config.remembers:
+        return None
+    return Memory(memory_path(config.memory, run), most=config.notes)
+
+
+def memory_path(said: object, run: Path) -> Path:
+    """Where the memory is that a config names: a file of its own, or the run's."""
+    return Path(said) if isinstance(said, str) and said not in ("", "on", "off") else run / FILE
+
+
+def forget_notes(run: Path, ids: list[str]) -> int:
+    """What was said in these sessions of a run that does not serve is not remembered any more; returns how many notes."""
+    live = stored_config(run).get("live") if (run / "config.yaml").is_file() else None
+    path = memory_path(live.get("memory") if isinstance(live, Mapping) else None, run)
+    if not ids or not path.exists():
+        return 0
+    memory = Memory(path)
+    try:
+        return sum(memory.forget_source(id) for id in ids)
+    finally:
+        memory.close()
+
+
+def correction(trajectory: Trajectory, turn: int, verdict: Verdict | None) -> tuple[str, ...]:
+    """What is to be remembered of a judged turn: the user's own words where they ask for a change, hints where they do not."""
+    if verdict is None:
+        return ()
+    said = [m.text for m in trajectory.turns[turn].next_state or () if m.role == "user"]
+    if verdict.score is not None and verdict.score < 0 and said:
+        return (" ".join(said),)
+    return verdict.hints
+
+
+class Remembering:
+    """A scoring that remembers what it learns. Turns that an earlier life judged were remembered by it."""
+
+    def __init__(self, scoring: Scoring, memory: Memory) -> None:
+        self._scoring = scoring
+        self._memory = memory
+
+    async def score_turn(self, trajectory: Trajectory, turn: int, known: Verdict | None = None) -> Signal:
+        """See `claw_train.score.Scoring`."""
+        signal = await self._scoring.score_turn(trajectory, turn, known)
+        if known is None:
+            self._remember(trajectory, turn, signal)
+        return signal
+
+    async def score(self, trajectory: Trajectory, known: Mapping[int, Verdict] | None = None) -> Scored:
+        """See `claw_train.score.Scoring`."""
+        scored = await self._scoring.score(trajectory, known)
+        for turn, signal in enumerate(scored.signals):
+            if turn not in (known or {}):
+                self._remember(trajectory, turn, signal)
+        return scored
+
+    async def close(self) -> None:
+        await self._scoring.close()
+
+    def counts(self) -> dict[str, float]:
+        """See `claw_train.score.Scoring`."""
+        return self._scoring.counts()
+
+    def _remember(self, trajectory: Trajectory, turn: int, signal: Signal) -> None:
+        for text in correction(trajectory, turn, signal.verdict):
+            self._memory.remember(str(trajectory.info.get("user", "")), text, trajectory.id)
+
+
+class Still:
+    """A credit that gives nothing to train: turns are judged and remembered, and the weights stay as they are."""
+
+    def __call__(self, group: Group) -> Credited:
+        """Every turn is dropped for one reason."""
+        keys = {(s.trajectory.id, i): STILL for s in group.members for i in range(len(s.trajectory.turns))}
+        return Credited((), keys)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
