@@ -1,8 +1,10 @@
 # Two commands matter: `make train` and `make test`. README.md says what they do.
 #   make train [ENV=terminal] [METHOD=grpo] [ARGS="seed=1 loop.budget_s=60"]
 #   make test   what every change must pass         make test-all   the longer proofs too
-#   make docker our own base images in the engine at DOCKER_HOST       make test-docker   the tests that need an engine
-#   make gui    the programs of a desktop, for env=gui                    make test-gui, make test-vm     the tests that need them
+#   make docker our own images in the engine at DOCKER_HOST [IMAGES="tiny base toolcall desktop"]
+#   make test-docker   the tests that need an engine
+#   make gui    the programs of a desktop, for env=gui                 make test-gui   the tests that need them
+#   make gui-vm QEMU, and a desktop in a virtual machine (as root)     make test-vm    desktops in containers and virtual machines
 #   make lint   ruff, its formatter and pyright     make lock       new locks from what is installed
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -10,9 +12,10 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 ENV ?= terminal
 METHOD ?= grpo
 ARGS ?=
+IMAGES ?= tiny base desktop
 QUICK := not slow and not docker and not gui and not vm
 
-.PHONY: train test test-all slow lint lock docker test-docker gui test-gui test-vm
+.PHONY: train test test-all slow lint lock docker test-docker gui gui-vm test-gui test-vm
 
 train: .venv/installed-train
 	$(PY) -m claw_train +env=$(ENV) +method=$(METHOD) $(ARGS)
@@ -26,7 +29,7 @@ slow: .venv/installed-dev
 test-all: test slow
 
 docker: .venv/installed-dev
-	PYTHON=$(PY) docker/build.sh
+	PYTHON=$(PY) docker/build.sh $(IMAGES)
 
 test-docker: .venv/installed-dev
 	$(PY) -m pytest -m "docker and not gui" $(ARGS)
@@ -37,8 +40,11 @@ gui: .venv/installed-dev
 test-gui: .venv/installed-dev
 	$(PY) -m pytest -m "gui and not vm and not docker" $(ARGS)
 
+gui-vm: .venv/installed-dev
+	PYTHON=$(PY) docker/gui.sh vm /var/tmp/claw-vm
+
 test-vm: .venv/installed-dev
-	$(PY) -m pytest -m vm $(ARGS)
+	$(PY) -m pytest -m "vm or (docker and gui)" tests/claw_envs/gui $(ARGS)
 
 lint: .venv/installed-dev
 	$(PY) -m ruff check .

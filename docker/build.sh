@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the project's own base images in the engine at DOCKER_HOST (or the default one), without a registry:
-#   docker/build.sh [tiny] [base] [toolcall]      tiny and base when none is named; what is already there is left alone (FORCE=1 rebuilds)
+#   docker/build.sh [tiny] [base] [toolcall] [desktop]      tiny and base when none is named; what is already there is left alone (FORCE=1 rebuilds)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-$here/../.venv/bin/python}
@@ -20,6 +20,7 @@ for image in "$@"; do
     echo "claw/$image is there"; continue
   fi
   case $image in
+    desktop) "$here/gui.sh" image; continue ;;
     tiny) need bash-static bash-static; [ -x /bin/busybox ] || need busybox busybox-static ;;
     base | toolcall) need mmdebstrap mmdebstrap ;;
   esac

@@ -2,7 +2,8 @@
 # The programs of a desktop, and images of one:
 #   docker/gui.sh packages          installs what env=gui needs on this machine (Debian or Ubuntu, as root)
 #   docker/gui.sh image             builds claw/desktop in the engine at DOCKER_HOST, without a registry
-#   docker/gui.sh vm DIR            builds a virtual machine's disk, kernel and frozen state in DIR (installs QEMU where it is missing)
+#   docker/gui.sh vm DIR            builds a virtual machine in DIR and freezes it (installs QEMU where it is missing)
+#   docker/gui.sh rootfs            writes the root filesystem of both, a tar archive, to stdout
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-$here/../.venv/bin/python}
@@ -26,35 +27,41 @@ install() { # only what is missing
   DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null >&2
 }
 
+guest() { # what every guest carries. Without their own dependencies: in a guest pyautogui needs neither tkinter nor an X library
+  "$python" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("pyautogui"))' ||
+    "$python" -m pip install --quiet --disable-pip-version-check --no-deps 'pyautogui==0.9.54' pytweening pyscreeze
+}
+
 packages() {
   install "${desktop[@]}"
-  # Without their own dependencies: in a guest pyautogui needs neither tkinter nor an X library of its own.
-  "$python" -c 'import pyautogui' 2>/dev/null || "$python" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("pyautogui"))' ||
-    "$python" -m pip install --quiet --disable-pip-version-check --no-deps 'pyautogui==0.9.54' pytweening pyscreeze
+  guest
   "$python" -c 'from claw_envs.gui.providers import missing_here as m; import sys; sys.exit("still missing: " + ", ".join(m()) if m() else 0)'
 }
 
-rootfs() { # FILE: a Debian with a desktop, as a tar archive
+rootfs() { # a Debian with a desktop, as a tar archive
   command -v mmdebstrap >/dev/null || install mmdebstrap
-  local include hook
-  include=$(IFS=,; echo "${desktop[*]},python3,bash,tini,ca-certificates${1:+,$1}")
+  local include hook tmp=${TMPDIR:-/var/tmp}
+  include=$(IFS=,; echo "${desktop[*]},python3,bash,tini,ca-certificates")
   hook='mkdir -p "$1"/workspace "$1"/home/agent; grep -q ^agent: "$1"/etc/passwd || { echo agent:x:1000:1000:agent:/home/agent:/bin/bash >>"$1"/etc/passwd; echo agent:x:1000: >>"$1"/etc/group; }; chown 1000:1000 "$1"/workspace "$1"/home/agent'
-  TMPDIR=${TMPDIR:-/dev/shm} mmdebstrap --variant=minbase --include="$include" --dpkgopt='force-unsafe-io' \
+  # In memory where there is room: a desktop is about 20,000 files.
+  [ "$(df -m --output=avail /dev/shm 2>/dev/null | tail -n1)" -gt 2048 ] 2>/dev/null && tmp=/dev/shm
+  TMPDIR=$tmp mmdebstrap --quiet --variant=minbase --include="$include" --dpkgopt='force-unsafe-io' \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-    --aptopt='Apt::Install-Recommends "false"' --customize-hook="$hook" "${@:2}" bookworm -
+    --aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' --customize-hook="$hook" \
+    --customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*' bookworm - </dev/null
 }
 
 image() {
   if [ -z "${FORCE:-}" ] && "$python" -m claw_envs.sandbox.docker_images has claw/desktop; then
     echo "claw/desktop is there"; return
   fi
-  rootfs "" | "$python" -m claw_envs.sandbox.docker_images import claw/desktop
+  rootfs | "$python" -m claw_envs.sandbox.docker_images import claw/desktop
 }
 
 case ${1:-} in
   packages) packages ;;
-  image) image ;;
-  vm) "$here/gui-vm.sh" "${2:?a folder is missing}" ;;
-  rootfs) shift; rootfs "$@" ;;
-  *) sed -n '2,5p' "$0" >&2; exit 2 ;;
+  image) guest; image ;;
+  vm) guest; "$here/gui-vm.sh" "${2:?a folder is missing}" ;;
+  rootfs) rootfs ;;
+  *) sed -n '2,6p' "$0" >&2; exit 2 ;;
 esac

@@ -19,13 +19,16 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from claw_envs.errors import ConfigError, SandboxError
 from claw_envs.gui.bundle import bundle
 from claw_envs.gui.client import Desktop, PipeTransport, Refusal, TcpTransport
 from claw_envs.sandbox import ExecResult, Limits, Process, Sandbox, Sandboxes, SandboxSpec, Workspace
 from claw_envs.sandbox.pool import PooledSandboxes
+
+if TYPE_CHECKING:
+    from claw_envs.sandbox.docker_engine import Engine
 
 WORKDIR = "/workspace"
 """Where a desktop's applications start, and where tasks put their files."""
@@ -249,13 +252,35 @@ def docker(
     *, image: str = "claw/desktop", size: tuple[int, int] = (1280, 800), pool: Mapping[str, Any] | None = None,
     reuse: bool = True, endpoint: str | None = None,
 ) -> SandboxProvider:  # fmt: skip
-    """Desktops in containers of `image`, which docker/gui-image.sh builds. `endpoint`: the engine's address;
-    None: the environment's."""
+    """Desktops in containers of `image`, which `docker/gui.sh image` builds. `endpoint`: the engine's address;
+    None: the environment's. `reuse`: as for `namespace`.
+
+    Raises ConfigError where no engine answers, or none has the image.
+    """
     from claw_envs.sandbox.docker import DockerSandboxes
 
     backend = DockerSandboxes(endpoints=[endpoint] if endpoint else ())
-    config = DesktopConfig(size=_size(size))
-    return SandboxProvider("docker", backend, _spec(config, image), config, {"reuse": reuse, **(pool or {})})
+    try:
+        _check_engines(backend.engines.all, image)
+        config = DesktopConfig(size=_size(size))
+        return SandboxProvider("docker", backend, _spec(config, image), config, {"reuse": reuse, **(pool or {})})
+    except ConfigError:
+        backend.close()
+        raise
+
+
+def _check_engines(engines: Sequence[Engine], image: str) -> None:
+    from claw_envs.sandbox.docker_images import has
+
+    names = ", ".join(engine.name for engine in engines)
+    alive = [engine for engine in engines if engine.answers()]
+    if not alive:
+        raise ConfigError(
+            f"provider=docker needs a Docker engine, and {names} does not answer: name one in DOCKER_HOST; "
+            "docker/engine.sh start DIR starts a private one and prints its address"
+        )
+    if not any(has(engine, image) for engine in alive):
+        raise ConfigError(f"{names} has no image {image}: docker/gui.sh image builds claw/desktop there")
 
 
 def _spec(config: DesktopConfig, image: str | None = None) -> SandboxSpec:

@@ -1,331 +1,275 @@
 """Desktops in virtual machines: QEMU with KVM where it works, with software emulation where not; every start restores a snapshot.
 
-    docker/gui.sh vm DIR  ─▶ DIR: disk.qcow2, vmlinuz, initrd.img, token, state (the machine frozen when its desktop was ready)
-    start(): overlay on the disk, `-incoming` the state ─▶ the desktop as it was frozen, in about a second
+    docker/gui.sh vm DIR  ─▶ DIR: disk.raw, vmlinuz, initrd.base     a Debian with a desktop's programs, never written to again
+    freeze(DIR)           ─▶ DIR: memory, state, frozen.json, token  a machine as it was when its desktop was ready
+    start()               ─▶ a machine that goes on from there: memory mapped copy-on-write, so only what it changes is its own
 
-A machine's network lets nothing out; its guest is reached through one forwarded port of 127.0.0.1. Its keeper, a small process,
-ends it when the driver is gone, however that ended. The same figures decide state and start: memory, processors, screen.
+A machine's disk is read-only below a file system in its memory; so the end of a machine is the end of all that it wrote. Its
+network lets nothing out; its guest is reached through one forwarded port of 127.0.0.1, with a token. Its clock goes on from when
+it was frozen. What QEMU, processors, memory, screen and guest it was frozen with decides how it is restored.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-import socket
-import subprocess
+import posixpath
+import secrets
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from claw_envs.errors import ConfigError, SandboxError
+from claw_envs.gui import client
 from claw_envs.gui.client import Desktop, TcpTransport
-from claw_envs.sandbox.owner import run_name
+from claw_envs.gui.providers import WORKDIR, SandboxMachine
+from claw_envs.gui.qemu import Qemu
+from claw_envs.gui.vm_image import (
+    Frozen,
+    VmConfig,
+    archive,
+    arguments,
+    chosen_accel,
+    digest,
+    frozen,
+    guest_files,
+    version,
+)
+from claw_envs.sandbox import ExecResult, Process, SandboxSpec, Workspace
+from claw_envs.sandbox.pool import PooledSandboxes
 
-SIZE = (1280, 800)
-MEMORY_MB = 768
-BOOT_S = 600.0
-"""Longest boot under software emulation on a busy machine."""
+IMAGE = "/var/tmp/claw-vm"
+"""Where `make gui-vm` puts the image."""
 RESTORE_S = 60.0
-_KEEPER = """
-import subprocess, sys
-process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-try:
-    sys.stdin.buffer.read()
-finally:
-    process.kill()
-    process.wait()
-"""
-"""Ends the machine when its own stdin ends, that is, when the driver is gone."""
-_PROBE_S = 5.0
+_PATIENT = client.Limits(quick=30.0, tree=45.0, grace=30.0)
+"""Emulated on a busy machine, all takes longer."""
+_WARMED = (("xterm", "xterm"), ("mousepad", "Mousepad"), ("galculator", "galculator"), ("thunar", "workspace"))
+"""Applications that run once before the machine is frozen, and a part of their titles: their files are in its memory then."""
 
 
-class Machine:
-    """One running virtual machine; `close` is idempotent and ends it."""
+class VirtualMachine:
+    """One running machine, a `Sandbox` with a desktop; ended by `close`, not used again."""
 
-    def __init__(self, image: Path, accel: str, *, restore: bool) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{run_name()}-vm-"))
-        self._keeper: subprocess.Popen[bytes] | None = None
-        try:
-            port = _free_port()
-            self._qmp_path = str(self.folder / "qmp")
-            self._log = self.folder / "log"
-            argv = _command(image, self.folder, accel, port, self._qmp_path)
-            if restore:
-                argv += ["-incoming", f"exec:cat {image / 'state'}"]
-            with self._log.open("wb") as log:
-                self._keeper = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", _KEEPER, *argv],
-                    stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
-                )  # fmt: skip
-            self.qmp = _Qmp(self._qmp_path, self._alive)
-            if restore:
-                self._resume()
-            token = (image / "token").read_text(encoding="utf-8").strip()
-            self.desktop = Desktop(TcpTransport("127.0.0.1", port), token=token)
-            self.desktop.wait_ready(RESTORE_S if restore else BOOT_S)
-        except BaseException:
-            self.close()
-            raise
+    def __init__(self, qemu: Qemu, token: str) -> None:
+        self.qemu = qemu
+        self.desktop = Desktop(TcpTransport("127.0.0.1", qemu.port()), token=token, limits=_PATIENT)
 
-    def freeze(self, state: Path) -> None:
-        """The machine as it is now is in `state`; it runs no more."""
-        self.qmp.ask("stop")
-        self.qmp.ask("migrate_set_parameters", **{"max-bandwidth": 1 << 34})
-        self.qmp.ask("migrate", uri=f"exec:cat > {state}")
-        end = time.monotonic() + BOOT_S
-        while (status := self.qmp.ask("query-migrate").get("status")) not in ("completed", "failed"):
-            if time.monotonic() > end:
-                raise SandboxError(f"freezing the machine takes too long: {status}")
-            time.sleep(0.05)
-        if status == "failed":
-            raise SandboxError("the machine could not be frozen")
+    def exec(self, command: str, *, timeout_s: float = 30.0, user: str | None = None) -> ExecResult:
+        """See `Sandbox.exec`; but every command has a shell of its own."""
+        self._only_agent(user)
+        body = {"script": command, "timeout": timeout_s, "working_dir": WORKDIR}
+        said = json.loads(self.desktop.post("/run_bash_script", body, limit_s=timeout_s + _PATIENT.grace).body)
+        output = (said["output"] + said["error"]).encode()
+        late = said["status"] != "success" and said["returncode"] == -9
+        return ExecResult(None if late else said["returncode"], output, timed_out=late)
+
+    def spawn(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Process:
+        raise SandboxError("a virtual machine has no pipes into it; start applications with desktop.launch")
+
+    def read(self, path: str) -> bytes:
+        data = self.desktop.file(posixpath.join(WORKDIR, path))
+        if data is None:
+            raise FileNotFoundError(f"there is no file {path} in the virtual machine")
+        return data
+
+    def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
+        path = posixpath.join(WORKDIR, path)
+        self.desktop.upload(path, data)
+        self.desktop.execute(["chmod", f"{mode:o}", path])
+
+    def export(self) -> Workspace:
+        archive = "/tmp/.claw-workspace.tar"
+        done = self.exec(f"tar -cf {archive} .", timeout_s=60.0)
+        if done.exit_code not in (0, 1):  # 1: a file changed meanwhile
+            raise SandboxError(f"the workspace cannot be exported: {done.text}")
+        tar = Workspace(self.read(archive))
+        self.exec(f"rm -f {archive}")
+        return tar
+
+    def kill_all(self) -> None:
+        raise SandboxError("a virtual machine's processes cannot be ended without its desktop; close it")
 
     def close(self) -> None:
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            if hasattr(self, "qmp"):
-                self.qmp.close()
-            assert keeper.stdin is not None
-            keeper.stdin.close()
-            keeper.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.desktop.close()
+        self.qemu.close()
 
-    def _alive(self) -> None:
-        assert self._keeper is not None
-        if self._keeper.poll() is not None:
-            raise SandboxError(f"QEMU has ended: {self._log.read_text(errors='replace')[-400:].strip()}")
+    def _only_agent(self, user: str | None) -> None:
+        if user not in (None, "agent"):
+            raise SandboxError(f"user {user!r}: everything in a virtual machine runs as agent")
 
-    def _resume(self) -> None:
-        end = time.monotonic() + RESTORE_S
-        while self.qmp.ask("query-status")["status"] == "inmigrate":
-            if time.monotonic() > end:
-                raise SandboxError(f"the snapshot was not restored within {RESTORE_S:g} s")
-            time.sleep(0.01)
-        self.qmp.ask("cont")
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
 
 
-class _Qmp:
-    """QEMU's monitor: https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html"""
+class VirtualMachines:
+    """A backend of `Sandboxes`, each restored from the machine that is frozen in `image`. Raises ConfigError as `frozen` does."""
 
-    def __init__(self, path: str, alive: Any) -> None:
-        self._sock = socket.socket(socket.AF_UNIX)
-        self._sock.settimeout(RESTORE_S)
-        end = time.monotonic() + 30.0
-        while True:
-            try:
-                self._sock.connect(path)
-                break
-            except OSError:
-                alive()
-                if time.monotonic() > end:
-                    self._sock.close()
-                    raise SandboxError("QEMU's monitor does not answer") from None
-                time.sleep(0.01)
-        self._file = self._sock.makefile("rwb")
-        self._read()
-        self.ask("qmp_capabilities")
+    name = "vm"
+    unenforced: tuple[str, ...] = ("processes", "file_mb", "cpu_s", "cpus")
 
-    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """What a command returns. Raises SandboxError."""
-        try:
-            self._file.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
-            self._file.flush()
-            while True:
-                said = self._read()
-                if "error" in said:
-                    raise SandboxError(f"QEMU refuses {command}: {said['error'].get('desc')}")
-                if "return" in said:
-                    return said["return"]
-        except OSError as error:
-            raise SandboxError(f"QEMU is gone: {error}") from error
+    def __init__(self, image: Path) -> None:
+        self.image = image
+        self.frozen = frozen(image)
+
+    def start(self, spec: SandboxSpec) -> VirtualMachine:
+        """A machine that goes on from where it was frozen; `spec` says nothing that is not frozen. Raises SandboxError."""
+        return restored(self.image, self.frozen)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self._sock.close()
-
-    def _read(self) -> dict[str, Any]:
-        line = self._file.readline()
-        if not line:
-            raise SandboxError("QEMU is gone")
-        return json.loads(line)
+        """Nothing is shared between machines."""
 
 
 class VmProvider:
-    """Virtual machines from one image; `warm` of them are restored ahead. `accel`: "kvm" or "tcg"; None: whichever works."""
+    """See `Provider`. `image`: the folder; `pool`: fields of PoolConfig. A used machine is never used again."""
 
     name = "vm"
 
-    def __init__(
-        self, *, image: str = "/var/tmp/claw-vm", accel: str | None = None, warm: int = 1, most: int = 4
-    ) -> None:
-        self._image = Path(image)
-        if missing := missing_here(self._image):
-            raise ConfigError(f"provider=vm needs {', '.join(missing)}: docker/gui.sh vm {image}")
-        self.accel = accel or chosen_accel()
-        self.size = SIZE
-        self._warm, self._most = warm, most
-        self._changed = threading.Condition()
-        self._ready: list[Machine] = []
-        self._live: set[Machine] = set()
-        self._starting = 0
-        self._closed = False
+    def __init__(self, *, image: str = IMAGE, pool: Mapping[str, Any] | None = None) -> None:
+        machines = VirtualMachines(Path(image))
+        self.size = machines.frozen.size
+        settings = {"warm": 1, "most": 4, "starters": 2, "footprint_mb": 300, "wait_s": 600.0, **(pool or {})}
+        self.pool = PooledSandboxes(machines, **{**settings, "reuse": False})
 
-    def start(self) -> _Lease:
+    def start(self) -> SandboxMachine:
         """See `Provider.start`."""
-        with self._changed:
-            if self._closed:
-                raise SandboxError("the provider is closed")
-            machine = self._ready.pop() if self._ready else None
-        machine = machine or self._restored()
-        self._top_up()
-        return _Lease(machine, self._end)
+        return SandboxMachine(self.pool.start(SandboxSpec(workdir=WORKDIR)))
 
     def close(self) -> None:
         """See `Provider.close`."""
-        with self._changed:
-            self._closed = True
-            self._changed.wait_for(lambda: self._starting == 0, RESTORE_S)
-            machines, self._live, self._ready = list(self._live), set(), []
-        for machine in machines:
-            machine.close()
-
-    def _restored(self) -> Machine:
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._closed or len(self._live) + self._starting < self._most, 600.0):
-                raise SandboxError(f"no virtual machine became free; there may be {self._most} at once")
-            self._starting += 1
-        machine = None
-        try:
-            machine = Machine(self._image, self.accel, restore=True)
-            return machine
-        finally:
-            with self._changed:
-                self._starting -= 1
-                if machine is not None:
-                    self._live.add(machine)
-                self._changed.notify_all()
-
-    def _top_up(self) -> None:
-        with self._changed:
-            room = len(self._live) + self._starting < self._most
-            if self._closed or not room or len(self._ready) + self._starting >= self._warm:
-                return
-        threading.Thread(target=self._one_more, daemon=True).start()
-
-    def _one_more(self) -> None:
-        with contextlib.suppress(SandboxError):
-            machine = self._restored()
-            with self._changed:
-                if not self._closed:
-                    self._ready.append(machine)
-                    return
-            machine.close()
-
-    def _end(self, machine: Machine) -> None:
-        machine.close()
-        with self._changed:
-            self._live.discard(machine)
-            self._changed.notify_all()
+        self.pool.close()
 
 
-class _Lease:
-    """A virtual machine in the hands of an episode; nobody gets it a second time."""
-
-    def __init__(self, machine: Machine, end: Any) -> None:
-        self.desktop = machine.desktop
-        self._machine: Machine | None = machine
-        self._end = end
-
-    def close(self) -> None:
-        machine, self._machine = self._machine, None
-        if machine is not None:
-            self._end(machine)
+# ---- restoring and freezing
 
 
-def missing_here(image: Path) -> tuple[str, ...]:
-    """What a virtual machine needs and is not there."""
-    programs = [p for p in ("qemu-system-x86_64", "qemu-img") if shutil.which(p) is None]
-    files = [
-        str(image / f) for f in ("disk.qcow2", "vmlinuz", "initrd.img", "state", "token") if not (image / f).is_file()
-    ]
-    return (*programs, *files[:1])
-
-
-def chosen_accel() -> str:
-    """ "kvm" where it really runs a machine, else "tcg": a /dev/kvm may be there and be of no use."""
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return "tcg"
-    argv = [
-        "qemu-system-x86_64",
-        "-accel",
-        "kvm",
-        "-machine",
-        "q35",
-        "-display",
-        "none",
-        "-no-reboot",
-        "-S",
-        "-monitor",
-        "stdio",
-    ]
+def restored(image: Path, how: Frozen) -> VirtualMachine:
+    """The frozen machine, running, its desktop ready. Raises SandboxError."""
+    qemu = Qemu([*arguments(image, how, keep=False), "-incoming", "defer"])
+    machine = None
     try:
-        done = subprocess.run(argv, input=b"quit\n", capture_output=True, timeout=_PROBE_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return "tcg"
-    return "kvm" if done.returncode == 0 and not done.stderr else "tcg"
+        _leave_memory_out(qemu)
+        with (image / "state").open("rb") as state:
+            qemu.ask("getfd", fdname="state", fds=[state.fileno()])
+        qemu.ask("migrate-incoming", uri="fd:state")
+        end = time.monotonic() + RESTORE_S
+        while qemu.ask("query-status")["status"] == "inmigrate":
+            if time.monotonic() > end:
+                raise SandboxError(f"the snapshot was not restored within {RESTORE_S:g} s")
+            time.sleep(0.005)
+        qemu.ask("cont")
+        machine = VirtualMachine(qemu, (image / "token").read_text(encoding="utf-8"))
+        machine.desktop.wait_ready(RESTORE_S)
+        return machine
+    except BaseException:
+        (machine or qemu).close()
+        raise
 
 
-def _command(image: Path, folder: Path, accel: str, port: int, qmp: str) -> list[str]:
-    overlay = folder / "overlay.qcow2"
-    subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str((image / "disk.qcow2").resolve()), str(overlay)],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return [
-        "qemu-system-x86_64", "-accel", accel if accel == "kvm" else "tcg,thread=multi", "-machine", "q35", "-cpu", "max",
-        "-smp", "2", "-m", str(MEMORY_MB), "-display", "none", "-vga", "none", "-nodefaults", "-no-reboot",
-        "-kernel", str(image / "vmlinuz"), "-initrd", str(image / "initrd.img"),
-        "-append", "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0 mitigations=off nokaslr net.ifnames=0",
-        "-drive", f"file={overlay},if=virtio,format=qcow2,cache=unsafe", "-device", "virtio-rng-pci",
-        "-netdev", f"user,id=n,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:5000", "-device", "virtio-net-pci,netdev=n,romfile=",
-        "-qmp", f"unix:{qmp},server=on,wait=off", "-serial", f"file:{folder / 'console'}",
-    ]  # fmt: skip
+def freeze(image: Path, config: VmConfig | None = None, accel: str | None = None) -> Iterator[str]:
+    """Boots what is in `image` until its desktop is ready and freezes it there; yields what happens, as it happens.
 
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-def freeze(image: Path, accel: str | None = None) -> Iterator[str]:
-    """Boots the image until its desktop is ready and freezes it into `state`; yields what happens."""
-    (image / "state").unlink(missing_ok=True)
+    `accel`: "kvm" or "tcg"; None: KVM where it is of use. Machines that were restored from the frozen one before are left alone.
+    Raises SandboxError when the desktop does not get ready.
+    """
+    config = config or VmConfig()
+    how = Frozen(accel or chosen_accel(image), version(), digest(), config.size, config.memory_mb, config.cpus)
+    (image / "frozen.json").unlink(missing_ok=True)
+    token = secrets.token_urlsafe(24)
+    _write_secret(image / "token", token.encode())
+    _write_secret(image / "initrd", archive(guest_files(token, config)) + (image / "initrd.base").read_bytes())
+    (image / "memory").unlink(missing_ok=True)
+    _write_secret(image / "memory", b"")
     began = time.monotonic()
-    machine = Machine(image, accel or chosen_accel(), restore=False)
+    qemu = Qemu(arguments(image, how, keep=True))
     try:
-        yield f"booted to a ready desktop in {time.monotonic() - began:.1f} s"
-        machine.desktop.settled(quiet_s=0.5, longest_s=30)
-        machine.freeze(image / "state")
-        yield f"frozen: {(image / 'state').stat().st_size >> 20} MiB"
+        yield f"booting with {how.accel}"
+        _wait_for_guest(qemu, config.boot_s)
+        machine = VirtualMachine(qemu, token)
+        machine.desktop.wait_ready(config.boot_s)
+        yield f"the desktop was ready after {time.monotonic() - began:.1f} s"
+        _warm(machine.desktop)
+        yield f"its applications ran once; after {time.monotonic() - began:.1f} s"
+        _write_state(qemu, image / "state")
     finally:
-        machine.close()
+        qemu.close()
+    (image / "frozen.json").write_text(json.dumps(asdict(how)), encoding="utf-8")
+    used = (image / "memory").stat().st_blocks * 512 >> 20
+    yield f"frozen: memory {used} MiB, state {(image / 'state').stat().st_size >> 10} KiB"
+
+
+def _wait_for_guest(qemu: Qemu, limit_s: float) -> None:
+    """Its server listens: it has said so on the console, and until then a connection would only hang."""
+    end = time.monotonic() + limit_s
+    while "serving on" not in (said := qemu.said()):
+        if qemu.ended or time.monotonic() > end:
+            raise SandboxError(f"the machine does not boot; it said last: {said}")
+        time.sleep(0.05)
+
+
+def _warm(desktop: Desktop) -> None:
+    """Every application of ours has run, a key was pressed and the tree read; and all of that is undone."""
+    for command, title in _WARMED:
+        desktop.launch([command])
+        end = time.monotonic() + 90
+        while not any(title in window.title for window in desktop.windows()):
+            if time.monotonic() > end:
+                raise SandboxError(f"{command} opens no window in the virtual machine")
+            time.sleep(0.1)
+        desktop.settled(start_s=0.5, quiet_s=0.2, longest_s=20)
+        desktop.act("pyautogui.press('esc')")
+    desktop.tree()
+    if different := desktop.reset():
+        raise SandboxError(f"the desktop could not be reset before it was frozen: {different}")
+
+
+def _write_state(qemu: Qemu, path: Path) -> None:
+    """All of the stopped machine but its memory, which is in a file already, is in `path`."""
+    qemu.ask("stop")
+    _leave_memory_out(qemu)
+    path.unlink(missing_ok=True)
+    with path.open("wb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        qemu.ask("getfd", fdname="state", fds=[file.fileno()])
+        qemu.ask("migrate", uri="fd:state")
+        end = time.monotonic() + RESTORE_S
+        while (said := qemu.ask("query-migrate")).get("status") != "completed":
+            if said.get("status") == "failed" or time.monotonic() > end:
+                raise SandboxError(f"the machine could not be frozen: {said}")
+            time.sleep(0.02)
+
+
+def _leave_memory_out(qemu: Qemu) -> None:
+    qemu.ask("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
+
+
+def _write_secret(path: Path, data: bytes) -> None:
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python -m claw_envs.gui.vm freeze DIR`."""
-    if len(argv) != 2 or argv[0] != "freeze":
-        print("usage: python -m claw_envs.gui.vm freeze DIR", file=sys.stderr)
+    """`python -m claw_envs.gui.vm freeze|check DIR`; check: exit status 0 where the machine in DIR can be restored."""
+    if len(argv) != 2 or argv[0] not in ("freeze", "check"):
+        print("usage: python -m claw_envs.gui.vm freeze|check DIR", file=sys.stderr)
         return 2
-    for line in freeze(Path(argv[1])):
-        print(line, flush=True)
+    image = Path(argv[1])
+    try:
+        if argv[0] == "check":
+            print(frozen(image))
+            return 0
+        for line in freeze(image):
+            print(line, flush=True)
+    except (ConfigError, SandboxError) as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -3,6 +3,7 @@
     docker/build.sh [tiny] [base]                          # what `make docker` runs
     python -m claw_envs.sandbox.docker_images has claw/base
     python -m claw_envs.sandbox.docker_images import claw/base <rootfs.tar
+    python -m claw_envs.sandbox.docker_images export claw/base >rootfs.tar
 
 The engine is the environment's (DOCKER_HOST), or the one named with --endpoint.
 """
@@ -53,6 +54,20 @@ def import_rootfs(engine: Engine, name: str, rootfs: IO[bytes]) -> str:
         raise SandboxError(f"{engine.name}: import {name}: {last['error']}")
     engine.forget_images()
     return engine.image(name).id
+
+
+def export_rootfs(engine: Engine, name: str, out: IO[bytes]) -> None:
+    """The root filesystem of the image `name` is in `out`, as a tar archive. Raises ImageMissing."""
+
+    def fetch(api: Any) -> None:
+        container = api.create_container(engine.image(name).id, ["/none"], labels=["claw.export"])["Id"]
+        try:
+            for piece in api.export(container, chunk_size=_CHUNK):
+                out.write(piece)
+        finally:
+            api.remove_container(container, force=True)
+
+    engine.call(f"export {name}", fetch)
 
 
 def build(engine: Engine, context: Path, *, dockerfile: str = "Dockerfile", timeout_s: float = 600.0) -> str:
@@ -111,7 +126,7 @@ def _context(folder: Path) -> bytes:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done or there, 1 not there or failed."""
     parser = argparse.ArgumentParser(prog="python -m claw_envs.sandbox.docker_images", description=__doc__)
-    parser.add_argument("action", choices=("has", "import"))
+    parser.add_argument("action", choices=("has", "import", "export"))
     parser.add_argument("name")
     parser.add_argument("--endpoint", default="", help="engine; default: DOCKER_HOST, or the machine's own")
     arguments = parser.parse_args(argv)
@@ -119,6 +134,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.action == "has":
             return 0 if has(engine, arguments.name) else 1
+        if arguments.action == "export":
+            export_rootfs(engine, arguments.name, sys.stdout.buffer)
+            return 0
         print(f"{arguments.name} {import_rootfs(engine, arguments.name, sys.stdin.buffer)}")
     except SandboxError as error:
         print(error, file=sys.stderr)

@@ -6,17 +6,13 @@ import io
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from claw_envs.gui import vm
+from claw_envs.errors import ConfigError
 from claw_envs.gui.client import Desktop, DesktopError
 from claw_envs.gui.providers import Provider, make_provider
-
-VM_IMAGE = Path("/var/tmp/claw-vm")
-"""Where `docker/gui.sh vm` puts the image that these tests use."""
 
 
 def _missing(why: str) -> None:
@@ -35,21 +31,12 @@ def provider(request: pytest.FixtureRequest) -> Iterator[Provider]:
     if request.param == "namespace":
         yield request.getfixturevalue("desktops")
         return
-    if request.param == "docker":
-        from claw_envs.sandbox.docker_engine import Engine
-        from claw_envs.sandbox.docker_images import has
-
-        endpoint = request.getfixturevalue("endpoint")
-        engine = Engine(endpoint, timeout_s=5.0)
-        there = has(engine, "claw/desktop")
-        engine.close()
-        if not there:
-            _missing("the image claw/desktop is not there: docker/gui.sh image")
-        made = make_provider("docker", endpoint=endpoint)
-    else:
-        if missing := vm.missing_here(VM_IMAGE):
-            _missing(f"a virtual machine needs {', '.join(missing)}: docker/gui.sh vm {VM_IMAGE}")
-        made = make_provider("vm", image=str(VM_IMAGE))
+    options = {"endpoint": request.getfixturevalue("endpoint")} if request.param == "docker" else {}
+    try:
+        made = make_provider(request.param, **options)
+    except ConfigError as error:
+        _missing(str(error))
+        return
     yield made
     made.close()
 
@@ -91,7 +78,7 @@ def test_what_an_episode_left_is_gone_for_the_next(provider: Provider):
     first = provider.start()
     started(first.desktop, "mousepad", "Mousepad")
     first.desktop.upload("/workspace/left.txt", b"x")
-    first.desktop.upload("/home/agent/.config/left", b"x")
+    first.desktop.upload("~/.config/left", b"x")
     first.desktop.execute("sleep 1000 & disown", shell=True)
     first.desktop.act("pyautogui.keyDown('shift'); pyautogui.mouseDown()")
     first.close()
@@ -99,7 +86,7 @@ def test_what_an_episode_left_is_gone_for_the_next(provider: Provider):
         again = provider.start()
         assert again.desktop.windows() == []
         assert again.desktop.files("/workspace") == {}
-        assert again.desktop.file("/home/agent/.config/left") is None
+        assert again.desktop.file("~/.config/left") is None
         assert "sleep 1000" not in again.desktop.execute("ps ax", shell=True).output
         again.close()
 
