@@ -64,12 +64,14 @@ closure() { # modules.dep: the files of $modules and of all that they need; what
 }
 
 claw_init() { # runs inside, as the first process: the disk below a file system in memory, the network, the guest
+  set -e # what fails ends the first process, and so the machine, with its words on the console
   export PATH=/bin
   /bin/busybox --install -s /bin
   mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys
-  for module in $modules; do modprobe -q "$module"; done
-  while [ ! -b /dev/vda ]; do sleep 0.05; done
-  mount -t ext4 -o ro,noload /dev/vda /lower
+  for module in $modules; do modprobe -q "$module" || true; done
+  tries=0
+  while [ ! -b /dev/vda ] && [ $tries -lt 600 ]; do sleep 0.05; tries=$((tries + 1)); done
+  mount -t ext4 -o ro /dev/vda /lower
   mount -t tmpfs -o size=256m,mode=755 upper /upper
   mkdir /upper/files /upper/work
   mount -t overlay -o lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work overlay /root
@@ -82,8 +84,8 @@ claw_init() { # runs inside, as the first process: the disk below a file system 
   mkdir -p /root/dev/pts /root/dev/shm
   mount -t devpts -o ptmxmode=666,mode=620,gid=5 devpts /root/dev/pts
   for place in tmp run dev/shm; do mount -t tmpfs -o mode=1777 tmpfs "/root/$place"; done
-  ln -s /proc/self/fd /root/dev/fd 2>/dev/null
-  mkdir -m 1777 /root/tmp/.X11-unix /root/tmp/.ICE-unix
+  ln -sf /proc/self/fd /root/dev/fd
+  mkdir -p -m 1777 /root/tmp/.X11-unix /root/tmp/.ICE-unix
   hostname sandbox
   ip link set lo up; ip addr add 10.0.2.15/24 dev eth0; ip link set eth0 up
   exec switch_root /root /usr/bin/tini -- /usr/bin/setpriv --reuid=1000 --regid=1000 --clear-groups --no-new-privs \
