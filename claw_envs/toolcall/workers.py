@@ -109,7 +109,8 @@ class Workers:
     def close(self) -> None:
         """No process is left. Idempotent; a later call starts anew."""
         with self._lock:
-            idle, self._idle = self._idle, []
+            idle = self._idle[:]
+            self._idle.clear()
             template, self._template = self._template, None
         for worker in idle:
             worker.kill()
@@ -173,13 +174,23 @@ class Workers:
             ours.close()
             raise InfraError(f"worker processes cannot be had: {said.decode()}")
         # Whoever forgets these workers, or ends the program with them, leaves nothing running all the same.
-        weakref.finalize(self, _end, process, ours)
+        weakref.finalize(self, _end_all, os.getpid(), self._idle, process, ours)
         return process, ours
 
     def _end_template(self) -> None:
         template, self._template = self._template, None
         if template is not None:
             _end(*template)
+
+
+def _end_all(owner: int, idle: list[_Worker], process: subprocess.Popen[bytes], control: socket.socket) -> None:
+    """As `Workers.close`, for workers that are forgotten; nothing in a forked copy of their owner."""
+    if os.getpid() != owner:
+        return
+    for worker in idle:
+        worker.kill()
+    idle.clear()
+    _end(process, control)
 
 
 def _end(process: subprocess.Popen[bytes], control: socket.socket) -> None:

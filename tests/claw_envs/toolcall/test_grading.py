@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -215,6 +217,18 @@ def test_a_hostile_answer_costs_at_most_the_time_limit(answer: str):
     assert not verdict.right
     assert not os.path.exists("/tmp/claw-hostile")
     assert grader.lenient("\\boxed{x+x}", "2x").right, "and the next one is graded as ever"
+
+
+def test_a_program_that_closes_nothing_ends_without_a_word_and_leaves_nothing():
+    code = (
+        "from claw_envs.toolcall.grading import shared_grader\n"
+        "g = shared_grader(20.0)\n"
+        "assert g.lenient('\\\\boxed{x+x}', '2x').right\n"
+        "print(g._workers._template[0].pid, flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not Path(f"/proc/{int(done.stdout)}").exists()
 
 
 def test_a_slow_answer_delays_no_other():
