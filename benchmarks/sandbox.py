@@ -82,6 +82,7 @@ CONTENDERS: dict[str, Contender] = {
 ROWS = {
     "start_ms": "start → first command answered, ms",
     "builtin_ms": "builtin (`:`) on the persistent shell, ms",
+    "bare_ms": "a line to a bare bash and its echo back (no sandbox: the machine's own time), ms",
     "ls_ms": "`ls`, ms",
     "close_ms": "close, ms",
     "cpu_ms": "CPU of start + command + close (driver and all it started), ms",
@@ -182,7 +183,23 @@ def _commands(backend: Sandboxes, spec: SandboxSpec) -> dict[str, float]:
 
     with backend.start(spec) as box:
         p50(":", 100)
-        return {"builtin_ms": p50(":", COMMANDS), "ls_ms": p50("ls", COMMANDS // 10)}
+        builtin = p50(":", COMMANDS)
+        return {"builtin_ms": builtin, "bare_ms": _bare_ms(COMMANDS), "ls_ms": p50("ls", COMMANDS // 10)}
+
+
+def _bare_ms(times: int) -> float:
+    """A line to a bash outside of any sandbox and its echo back, over two pipes: what this machine takes at the least."""
+    with subprocess.Popen(["/bin/bash", "--norc"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as shell:
+        assert shell.stdin
+        assert shell.stdout
+        spent = []
+        for _ in range(times):
+            begun = time.perf_counter()
+            shell.stdin.write(b":; echo\n")
+            shell.stdout.read(1)
+            spent.append(time.perf_counter() - begun)
+        shell.stdin.close()
+    return median(spent[100:]) * 1e3
 
 
 def _many(backend: Sandboxes, spec: SandboxSpec, count: int) -> dict[str, float]:
