@@ -97,9 +97,12 @@ class Process:
         on_frame: Callable[[bytes], None],
         on_death: Callable[[str], None],
         threads: int = 1,
+        nice: int = 0,
     ) -> None:
+        """`nice`: how far it steps back for processes that want the same core (Unix nice, 0 to 19)."""
         self.target = target
         self.threads = threads
+        self.nice = nice
         self._kwargs = dict(kwargs)
         self._on_frame = on_frame
         self._on_death = on_death
@@ -127,6 +130,7 @@ class Process:
             "fd": theirs.fileno(),
             "parent": os.getpid(),
             "target": self.target,
+            "nice": self.nice,
         }
         command = [sys.executable, "-c", _BOOTSTRAP, json.dumps(spec)]
         # On this thread and no helper: PDEATHSIG fires when the thread that spawned ends.
@@ -202,7 +206,9 @@ class Child:
     in the order of the calls; arguments and results are pickled. Cancelling a call drops its result, not its work.
     """
 
-    def __init__(self, factory: str, kwargs: Mapping[str, Any] | None = None, *, threads: int = 1) -> None:
+    def __init__(
+        self, factory: str, kwargs: Mapping[str, Any] | None = None, *, threads: int = 1, nice: int = 0
+    ) -> None:
         self.factory = factory
         self._futures: dict[int, asyncio.Future[Any]] = {}
         self._ids = itertools.count()
@@ -213,6 +219,7 @@ class Child:
             on_frame=self._answer,
             on_death=self._died,
             threads=threads,
+            nice=nice,
         )
 
     @property
@@ -332,6 +339,7 @@ def portable(error: Exception) -> Exception:
 def _main(spec: Mapping[str, Any]) -> None:
     """The child's life: dies with its parent, leaves signals to it, runs the target, and says nothing when the pipe breaks."""
     die_with_parent(spec["parent"])
+    os.nice(spec["nice"])
     # Both reach a whole process group (Ctrl-C, a service that is stopped): the parent decides when its parts end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

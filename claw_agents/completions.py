@@ -4,6 +4,8 @@
                                      └─ the whole reply ─▶ Sessions.replied ──────────▶ result()      (who waits)
     leave(): the client went away; generation stops at the next token, and what was sampled by then is the turn
 
+A single reply that is not streamed is sampled by whoever waits for it, without a task of its own.
+
 Knows neither HTTP nor training.
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -155,7 +157,8 @@ class Run:
     def __init__(self, request: ChatRequest, sessions: Sessions, tickets: list[Ticket], model: str) -> None:
         self.request = request
         self.sessions = sessions
-        self.queue: asyncio.Queue[tuple[int, Delta | Said | BaseException, Any]] = asyncio.Queue()
+        self.alone = len(tickets) == 1 and not request.stream
+        self._queue: asyncio.Queue[tuple[int, Delta | Said | BaseException, Any]] | None = None
         self.choices = [Choice(self, t, i) for i, t in enumerate(tickets)]
         self.head = Head(f"chatcmpl-{self.choices[0].turn_id}", int(time.time()), model)
         self.name = tickets[0].name
@@ -167,15 +170,27 @@ class Run:
         self.last = False
         """Whether the client said that its session is over with this reply."""
         self._tasks: list[asyncio.Task[Said]] = []
+        self._alone: Coroutine[Any, Any, Said] | None = None
+        self._waits: asyncio.Task[Any] | None = None
 
     def start(self, policy: Policy, params: SamplingParams) -> None:
-        """The choices are being sampled."""
+        """The choices are being sampled, or will be by who waits for the only one."""
         self.version = policy.version
+        if self.alone:
+            self._alone = self.choices[0].work(policy, params)
+            return
+        self._queue = asyncio.Queue()
         for choice in self.choices:
             own = params if params.seed is None else replace(params, seed=params.seed + choice.index)
             task = asyncio.create_task(choice.work(policy, own))
             task.add_done_callback(lambda t, c=choice: self._ended(c, t))
             self._tasks.append(task)
+
+    @property
+    def queue(self) -> asyncio.Queue[tuple[int, Delta | Said | BaseException, Any]]:
+        """What the choices' tasks have to tell."""
+        assert self._queue is not None
+        return self._queue
 
     def first_token(self) -> None:
         if self.on_first is not None:
@@ -185,6 +200,11 @@ class Run:
     def leave(self) -> None:
         """Nobody listens any more."""
         self.left = True
+        if self.alone:
+            self.choices[0].gone = True
+            if self._waits is not None and not self.choices[0].tokens:
+                self._waits.cancel()
+            return
         for choice, task in zip(self.choices, self._tasks, strict=True):
             choice.gone = True
             if not choice.tokens:
@@ -193,7 +213,7 @@ class Run:
     async def result(self) -> bytes:
         """The body of the whole reply. Raises WireError, CancelledError when nobody listens."""
         try:
-            said = await asyncio.gather(*self._tasks)
+            said = [await self._only()] if self.alone else await asyncio.gather(*self._tasks)
         except PolicyError as error:
             raise engine_error(error) from error
         rows = [self._row(s) for s in said]
@@ -231,9 +251,25 @@ class Run:
 
     async def close(self) -> None:
         """Nothing is sampled any more."""
+        if self._alone is not None:
+            self._alone.close()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _only(self) -> Said:
+        assert self._alone is not None
+        self._waits = asyncio.current_task()
+        try:
+            said = await self._alone
+        except BaseException:
+            self.sessions.failed(self.choices[0].ticket)
+            raise
+        finally:
+            self._waits = None
+        self.generated += len(said.generation.tokens)
+        return said
 
     def _ended(self, choice: Choice, task: asyncio.Task[Said]) -> None:
         error = asyncio.CancelledError() if task.cancelled() else task.exception()

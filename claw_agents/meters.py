@@ -23,7 +23,6 @@ class Meters:
         )
         self.latency = Histogram("claw_request_seconds", "Chat completions, whole", buckets=_SECONDS, registry=r)
         self.first_token = Histogram("claw_first_token_seconds", "Until the first token", buckets=_SECONDS, registry=r)
-        self.in_flight = Gauge("claw_in_flight", "Requests at work", registry=r)
         self._watched: dict[str, tuple[Gauge, Callable[[], float]]] = {}
         self._mapped: list[tuple[Gauge, Callable[[], Mapping[str, float]]]] = []
 

@@ -2,7 +2,7 @@
 
     client ─▶ uvicorn ─▶ Server(scope, receive, send): key, size, rate, concurrency ─▶ Sessions.enter ─▶ completions.Run
                              │                                                              finished turns ─▶ Sessions' sink
-                             └─ /v1/models /v1/feedback /v1/sessions/ID /healthz /metrics / ─▶ Hooks (whoever learns)
+                             └─ /v1/models /v1/feedback /v1/sessions/ID /v1/memory /healthz /metrics / ─▶ Hooks (whoever learns)
 
 It knows nothing of training: turns go to the sink of its sessions, and what a person says of them goes to `Hooks`.
 """
@@ -48,6 +48,10 @@ class Hooks(Protocol):
         """A session is deleted, whatever was kept of it."""
         ...
 
+    async def notes(self, user: User, forget: bool) -> Mapping[str, Any]:
+        """What is remembered of the user; with `forget` it is not any more."""
+        ...
+
     async def refresh(self) -> None:
         """What the status page and the metrics show is up to date."""
         ...
@@ -91,6 +95,7 @@ class Server:
         self.meters.watch(
             "claw_policy_version", "Learner steps behind the weights that are served", lambda: policy.version
         )
+        self.meters.watch("claw_in_flight", "Requests at work", lambda: self._total)
         self.meters.watch("claw_sessions", "Conversations that go on", lambda: len(sessions))
         for name in ("forks", "rewritten", "opened"):
             self.meters.watch(f"claw_sessions_{name}", f"Sessions {name} so far", lambda n=name: getattr(sessions, n))
@@ -127,9 +132,11 @@ class Server:
         handler = _ROUTES.get(route)
         if handler is None:
             raise WireError(f"there is no {scope['path']} here", status=404, code="not_found")
-        method, function = handler
-        if scope["method"] != method:
-            raise WireError(f"{scope['path']} takes {method}", status=405, code="method_not_allowed")
+        methods, function = handler
+        if scope["method"] not in methods:
+            allowed = ((b"allow", ", ".join(methods).encode()),)
+            said = f"{scope['path']} takes {' and '.join(methods)}"
+            raise WireError(said, status=405, code="method_not_allowed", headers=allowed)
         headers = dict(scope["headers"])
         if self.keys.open:
             check_origin(headers)
@@ -145,7 +152,6 @@ class Server:
         body = await self._body(headers, receive)
         self._total += 1
         self._busy[user.name] += 1
-        self.meters.in_flight.inc()
         began = self._clock()
         try:
             run = self._begin(user, headers, body)
@@ -155,7 +161,6 @@ class Server:
         finally:
             self._total -= 1
             self._busy[user.name] -= 1
-            self.meters.in_flight.dec()
             self.meters.latency.observe(max(0.0, self._clock() - began))
 
     def _begin(self, user: User, headers: Mapping[bytes, bytes], body: bytes) -> Run:
@@ -191,7 +196,11 @@ class Server:
         return run
 
     async def _serve(self, run: Run, receive: Receive, send: Send) -> None:
-        watcher = asyncio.create_task(self._watch(run, receive))
+        watchers: list[asyncio.Task[None]] = []
+        # Whether its client leaves matters to a request that waits for something; one that is answered at once waits for nothing.
+        soon = asyncio.get_running_loop().call_soon(
+            lambda: watchers.append(asyncio.create_task(self._watch(run, receive)))
+        )
         try:
             await (self._stream(run, send) if run.request.stream else self._whole(run, send))
         except asyncio.CancelledError:
@@ -199,7 +208,9 @@ class Server:
             if not run.left:
                 raise
         finally:
-            watcher.cancel()
+            soon.cancel()
+            for watcher in watchers:
+                watcher.cancel()
             await run.close()
             if run.last:
                 for choice in run.choices:
@@ -286,6 +297,10 @@ class Server:
         answer = await self._hooks().forget(user, scope["path"].removeprefix("/v1/sessions/"))
         await respond(send, 200, orjson.dumps(answer))
 
+    async def _memory(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
+        user = self.keys.user(headers.get(b"authorization", b"").decode("latin-1"))
+        await respond(send, 200, orjson.dumps(await self._hooks().notes(user, scope["method"] == "DELETE")))
+
     async def _health(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
         alive = getattr(self.policy, "alive", True)
         row = {"status": "ok" if alive else "the engine is down", "policy_version": self.policy.version}
@@ -327,16 +342,17 @@ class Server:
 
 
 Handler = Callable[[Server, Scope, Mapping[bytes, bytes], Receive, Send], Awaitable[None]]
-_ROUTES: dict[str, tuple[str, Handler]] = {
-    "/v1/chat/completions": ("POST", Server._chat),
-    "/v1/models": ("GET", Server._models),
-    "/v1/models/": ("GET", Server._models),
-    "/v1/feedback": ("POST", Server._feedback),
-    "/v1/sessions/": ("DELETE", Server._forget),
-    "/healthz": ("GET", Server._health),
-    "/metrics": ("GET", Server._metrics),
-    "/status.json": ("GET", Server._status),
-    "/": ("GET", Server._page),
+_ROUTES: dict[str, tuple[tuple[str, ...], Handler]] = {
+    "/v1/chat/completions": (("POST",), Server._chat),
+    "/v1/models": (("GET",), Server._models),
+    "/v1/models/": (("GET",), Server._models),
+    "/v1/feedback": (("POST",), Server._feedback),
+    "/v1/sessions/": (("DELETE",), Server._forget),
+    "/v1/memory": (("GET", "DELETE"), Server._memory),
+    "/healthz": (("GET",), Server._health),
+    "/metrics": (("GET",), Server._metrics),
+    "/status.json": (("GET",), Server._status),
+    "/": (("GET",), Server._page),
 }
 
 

@@ -113,6 +113,8 @@ def read_request(body: bytes, limits: WireLimits, default_temperature: float = 1
         )
     tools = () if choice == "none" else _tools(data.get("tools"), limits)
     options = data.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise WireError(f"stream_options is {options!r}; it must be an object", param="stream_options")
     top = _whole(data, "top_logprobs", 0, 0, limits.max_top_logprobs)
     return ChatRequest(
         model=_text(data, "model"),
@@ -121,9 +123,9 @@ def read_request(body: bytes, limits: WireLimits, default_temperature: float = 1
         params=_params(data, default_temperature, top),
         stop=_stop(data.get("stop")),
         n=_whole(data, "n", 1, 1, limits.max_n),
-        stream=bool(data.get("stream")),
-        include_usage=bool(isinstance(options, dict) and options.get("include_usage")),
-        logprobs=bool(data.get("logprobs")) or top > 0,
+        stream=_yes(data, "stream"),
+        include_usage=_yes(options, "include_usage"),
+        logprobs=_yes(data, "logprobs") or top > 0,
         top_logprobs=top,
     )
 
@@ -145,6 +147,13 @@ def _text(data: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str) or not value:
         raise WireError(f"{name} is {value!r}; it must be a text", param=name)
     return value
+
+
+def _yes(data: Mapping[str, Any], name: str) -> bool:
+    value = data.get(name)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise WireError(f"{name} is {value!r}; it must be true or false", param=name)
 
 
 def _number(
@@ -200,7 +209,8 @@ def _tool(row: Any, where: str) -> Tool:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise WireError(f"{where} is no function with a name", param=where)
     parameters = function.get("parameters") or {"type": "object", "properties": {}}
-    if not isinstance(parameters, dict) or not isinstance(parameters.get("properties", {}), dict):
+    properties = parameters.get("properties", {}) if isinstance(parameters, dict) else None
+    if not isinstance(properties, dict) or not all(isinstance(p, dict) for p in properties.values()):
         raise WireError(f"{where}.function.parameters is no JSON schema of an object", param=where)
     return Tool(function["name"], str(function.get("description") or ""), parameters)
 

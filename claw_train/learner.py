@@ -74,6 +74,8 @@ class LearnerConfig:
     """cpu, cuda, cuda:1, …"""
     threads: int = 1
     """Torch threads of the learner's process; more are slower while rollouts run beside it."""
+    nice: int = 0
+    """How far its process steps back for the engine and the server where cores are few (Unix nice, 0 to 19)."""
     keep_weights: int = 3
     """How many published weights files are kept."""
     seed: int = 0
@@ -86,6 +88,8 @@ class LearnerConfig:
         for name in ("micro_batch_tokens", "max_nonfinite", "threads", "keep_weights"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"learner.{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.nice <= 19:
+            raise ConfigError(f"learner.nice is {self.nice}; it must lie between 0 and 19")
         if not self.lr > 0:
             raise ConfigError(f"learner.lr is {self.lr}; it must be above 0")
         if self.schedule != "constant" and self.total_steps <= self.warmup_steps:
@@ -123,7 +127,7 @@ class LearnerProcess:
         """`path` holds the start (and reference) weights; published weights and broken samples go to `weights_folder`."""
         config = config or LearnerConfig()
         kwargs = {"path": path, "weights_folder": weights_folder, "config": config, "loss": loss or LossConfig()}
-        self._child = Child(factory, kwargs, threads=config.threads)
+        self._child = Child(factory, kwargs, threads=config.threads, nice=config.nice)
         self._version = 0
 
     @property

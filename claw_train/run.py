@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -28,8 +28,8 @@ from claw_train.runs import find_run, locked, new_run, point_latest, stored_conf
 from claw_train.settings import EnvConfig, RunConfig, build_run, compose_run
 from claw_train.stages import Job, MakeBrain, execute, live_stage
 
-FREE = ("loop.budget_s", "loop.steps", "view", "runs", "chosen", "wandb", "wandb_project")
-"""Settings that a resume may change without being asked: how far to go, and what is shown."""
+FREE = ("loop.budget_s", "loop.steps", "learner.nice", "view", "runs", "chosen", "wandb", "wandb_project")
+"""Settings that a resume may change without being asked: how far to go, how nice to be, and what is shown."""
 
 
 def main(argv: Sequence[str] | None = None, *, brain: MakeBrain = make_brain) -> int:
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None, *, brain: MakeBrain = make_brain) ->
         with locked(job.folder):
             write_atomically(job.folder / "config.yaml", yaml.safe_dump(plain(job.config), sort_keys=False))
             point_latest(job.folder)
-            return asyncio.run(execute(job, brain))
+            with asyncio.Runner(loop_factory=_loops(job.config)) as runner:
+                return runner.run(execute(job, brain))
     except (ConfigError, TaskError) as error:
         print(f"claw: {error}", file=sys.stderr)
         return 2
@@ -65,6 +66,16 @@ def prepare(argv: Sequence[str]) -> Job:
         live_stage()
     folder = new_run(config.runs, f"{config.world_name}-{config.method_name}")
     return Job(config, folder)
+
+
+def _loops(config: RunConfig) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes the run's event loop: the quickest there is for one that serves; None: asyncio's own."""
+    if config.live is None:
+        return None
+    live_stage()
+    from claw_agents.serve import loop_factory
+
+    return loop_factory()
 
 
 def check_end(config: RunConfig) -> None:

@@ -10,6 +10,7 @@ generate, score, load ──one pickled message each──▶ serve(): takes all
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,6 +111,9 @@ def serve(channel: Channel, path: Path, config: EngineConfig, version: int) -> N
     except Exception as error:  # noqa: BLE001 (the one boundary where the engine's making becomes data)
         channel.send(pickle.dumps([("answer", _READY, portable(error))]))
         return
+    # Half a million objects of torch and transformers that stay: looking them through would stop generation for 0.2 s and more.
+    gc.collect()
+    gc.freeze()
     channel.send(pickle.dumps([("answer", _READY, facts)]))
     while True:
         frame = channel.receive(0.0 if engine.busy else None)

@@ -85,6 +85,9 @@ class EngineStats:
     occupied_rows: int = 0
     """Rows at work, summed over decoding steps; divided by `steps`, the mean batch."""
     loads: int = 0
+    """How often it got new weights."""
+    load_s: float = 0.0
+    """Wall seconds for which generation stood still meanwhile."""
 
 
 class TorchEngine:
@@ -200,9 +203,11 @@ class TorchEngine:
             self._events.append(("answer", request_id, ((), (), (), ())))
 
     def _on_load(self, request_id: int, path: Path, version: int) -> None:
+        began = time.perf_counter()
         self.teachers.load(load_file(path))
         self.version = version
         self.stats.loads += 1
+        self.stats.load_s += time.perf_counter() - began
         self._events.append(("answer", request_id, version))
 
     def _on_save_teacher(self, request_id: int, path: Path) -> None:

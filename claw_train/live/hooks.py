@@ -2,7 +2,7 @@
 
     POST /v1/feedback   {"turn_id" | "session_id", "rating", "text", "edit"}            a turn: overrides the judge
                         {"session_id", "outcome", "success", "group_id", "group_size"}  a session: its outcome
-    DELETE /v1/sessions/ID
+    DELETE /v1/sessions/ID      GET, DELETE /v1/memory: what is remembered of who asks
 
 Nobody reaches another user's sessions; that they exist is not even said.
 """
@@ -87,6 +87,14 @@ class LiveHooks:
         if not found:
             raise _unknown("session", session)
         return {"deleted": found, "note": "what was trained on a turn stays in the weights; roll back to undo it"}
+
+    async def notes(self, user: User, forget: bool) -> Mapping[str, Any]:
+        """See `claw_agents.server.Hooks`."""
+        if self._memory is None:
+            raise WireError("this server has no memory (live.memory=on)", status=404, code="not_found")
+        if forget:
+            return {"deleted": self._memory.forget(user.name)}
+        return {"notes": self._memory.notes(user.name)}
 
     def delete(self, id: str) -> list[Mapping[str, Any]]:
         """A session and its forks are gone, from memory and from the journal; returns one row each."""

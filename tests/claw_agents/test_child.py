@@ -179,3 +179,9 @@ def test_parent_killed_takes_a_busy_child_with_it(actor: str, tmp_path: Path) ->
         time.sleep(0.2)
         parent.send_signal(signal.SIGKILL)
     assert gone(pid)
+
+
+async def test_a_child_steps_back_as_far_as_it_is_told(actor: str) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    async with Child(actor, nice=3) as child:
+        assert os.getpriority(os.PRIO_PROCESS, child.pid or 0) == min(19, own + 3)

@@ -91,6 +91,13 @@ BAD = {
     "a forced tool": ({"tools": [TOOL], "tool_choice": "required"}, "auto, none"),
     "JSON mode": ({"response_format": {"type": "json_object"}}, "only text"),
     "a penalty": ({"presence_penalty": 1}, "only 0 is supported"),
+    "a stream that is a text": ({"stream": "false"}, "must be true or false"),
+    "log-probs by number": ({"logprobs": 5}, "must be true or false"),
+    "stream options that are none": ({"stream_options": "all"}, "must be an object"),
+    "a property that is no schema": (
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"x": 5}}}}]},
+        "no JSON schema",
+    ),
     "a bias": ({"logit_bias": {"5": 100}}, "not supported"),
 }
 

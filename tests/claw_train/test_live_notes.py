@@ -90,6 +90,21 @@ async def test_users_are_remembered_apart_and_who_opts_out_is_not_remembered(tmp
         assert world.memory.notes("bob") == []
 
 
+async def test_who_is_remembered_may_see_it_and_have_it_forgotten(tmp_path):
+    world = LiveWorld(tmp_path / "run", live=REMEMBERS, batch_groups=1)
+    async with world.open() as client:
+        await client.say("hello", BAD)
+        await client.settled(1)
+        assert (await client.http.get("/v1/memory")).json() == {"notes": [BAD]}
+        assert (await client.http.delete("/v1/memory")).json() == {"deleted": 1}
+        assert (await client.http.get("/v1/memory")).json() == {"notes": []}
+        refused = await client.http.post("/v1/memory")
+        assert (refused.status_code, refused.headers["allow"]) == (405, "GET, DELETE")
+    without = LiveWorld(tmp_path / "other")
+    async with without.open() as client:
+        assert "live.memory=on" in (await client.http.get("/v1/memory")).json()["error"]["message"]
+
+
 async def test_what_is_redacted_is_not_remembered(tmp_path):
     world = LiveWorld(tmp_path / "run", live=REMEMBERS, batch_groups=1)
     async with world.open() as client:
