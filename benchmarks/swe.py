@@ -1,13 +1,17 @@
 """SWE: how fast its episodes are, and that its generated tasks can be solved neither blindly nor from the issue alone.
 
 Speed: scripted agents that read the file, mend the line and submit, each on a thread with an environment of its own; nothing is
-remembered between gradings. Blind: every mending command of the training tasks, and every one with its names made general, is
-tried on the same held-out tasks, on all files of the package. Issue alone: for each task, twins are drawn that have the very same
-issue; whoever knows the generator and the issue, but not the code, can at best choose the one command that mends most of them.
+remembered between gradings. With --docker the same in containers, sixteen at once; with --rows FILE also real rows in their own
+images, whose scripted agent applies the gold patch.
+
+Blind: every mending command of the training tasks, and every one with its names made general, is tried on the same held-out
+tasks, on all files of the package. Issue alone: for each task, twins are drawn that have the very same issue; whoever knows the
+generator and the issue, but not the code, can at best choose the one command that mends most of them.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 import time
@@ -18,32 +22,30 @@ from typing import Any
 
 from benchmarks.common import arguments, median, report, table
 from claw_envs.messages import ToolCall, assistant
-from claw_envs.sandbox import Sandbox, Sandboxes, SandboxSpec, make_sandboxes
+from claw_envs.sandbox import Sandbox, Sandboxes, make_sandboxes
 from claw_envs.swe.demos import oracle
 from claw_envs.swe.embedded.edits import Edit
 from claw_envs.swe.embedded.functions import POOLS
 from claw_envs.swe.embedded.generate import Instance, run_tests_of, twins
 from claw_envs.swe.env import SweEnv
 from claw_envs.swe.grading import Grader, swebench_modules
-from claw_envs.swe.tasks import EmbeddedTask, EmbeddedTasks, load
+from claw_envs.swe.tasks import EmbeddedTask, EmbeddedTasks, SweTask, load
 
 TWINS = 24
 TELLS = {"call": "shows a call", "symptom": "tells a symptom", "complaint": "only complains"}
 _NAMES = frozenset(word for pool in POOLS.values() for word in pool)
 
 
-def speed(backend: str, count: int, workers: int) -> dict[str, float]:
-    """Milliseconds of the parts on `count` tasks, and whole episodes per second."""
-    sandboxes = make_sandboxes(backend)
-    tasks = embedded("heldout", count)
+def speed(sandboxes: Sandboxes, tasks: Sequence[SweTask], runs: int = 1) -> dict[str, float]:
+    """Milliseconds of the parts of an episode, each task `runs` times. A bare sandbox is the task's without its repository."""
     figures: dict[str, list[float]] = {
         n: [] for n in ("bare sandbox", "reset", "grading, our grader", "grading, both graders")
     }
     graders = [Grader(sandboxes, judges="own", remembered=0), Grader(sandboxes, judges="auto", remembered=0)]
     env = SweEnv(tasks, sandbox=sandboxes)
     swebench_modules()
-    for task in tasks:
-        spec = SandboxSpec(workdir=task.sandbox.workdir, limits=task.sandbox.limits)
+    for task in [t for t in tasks for _ in range(runs)]:
+        spec = replace(task.sandbox, image=None, workspace=None)
         gold = task.row.patch.encode()
         works: list[Callable[[], object]] = [
             lambda spec=spec: sandboxes.start(spec),
@@ -57,15 +59,16 @@ def speed(backend: str, count: int, workers: int) -> dict[str, float]:
             if isinstance(made, Sandbox):
                 made.close()
     env.close()
+    beyond = [whole - bare for whole, bare in zip(figures["reset"], figures["bare sandbox"], strict=True)]
     return {
         **{name: median(values) for name, values in figures.items()},
+        "reset beyond the bare sandbox": median(beyond),
         "slowest grading": max(figures["grading, both graders"]),
-        f"episodes per second, {workers} at once": episodes_per_second(sandboxes, tasks * 3, workers),
     }
 
 
-def episodes_per_second(sandboxes: Sandboxes, tasks: Sequence[EmbeddedTask], workers: int) -> float:
-    """Whole episodes of scripted agents; all must resolve."""
+def episodes(sandboxes: Sandboxes, tasks: Sequence[SweTask], workers: int) -> dict[str, float]:
+    """Whole episodes of scripted agents, `workers` at once; all must resolve."""
     envs = [SweEnv(tasks, sandbox=sandboxes) for _ in range(workers)]
 
     def play(index: int) -> bool:
@@ -73,7 +76,7 @@ def episodes_per_second(sandboxes: Sandboxes, tasks: Sequence[EmbeddedTask], wor
         env, task = envs[index % workers], tasks[index]
         row = replace(task.row, eval_script=f"{task.row.eval_script}# {index}\n")
         env.reset(options={"task": replace(task, row=row)})
-        look, mend = oracle(task)
+        look, mend = script_of(task)
         env.step(assistant("", ToolCall("bash", {"command": look})))
         return env.step(assistant("", ToolCall("bash", {"command": mend}), ToolCall("submit")))[4]["success"]
 
@@ -87,7 +90,15 @@ def episodes_per_second(sandboxes: Sandboxes, tasks: Sequence[EmbeddedTask], wor
     for env in envs:
         env.close()
     assert all(solved), f"{solved.count(False)} scripted episodes did not resolve"
-    return len(tasks) / seconds
+    return {f"episodes per second, {workers} at once": len(tasks) / seconds}
+
+
+def script_of(task: SweTask) -> tuple[str, str]:
+    """What the scripted agent types: a look, and the change that resolves the task."""
+    if isinstance(task, EmbeddedTask):
+        look, mend = oracle(task)
+        return look, mend
+    return "git log --oneline | head -n 3; ls", f"git apply - <<'EOF_GOLD'\n{task.row.patch.rstrip()}\nEOF_GOLD"
 
 
 def embedded(split: str, count: int) -> list[EmbeddedTask]:
@@ -183,25 +194,55 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--train", type=int, default=1900, help="training tasks whose commands are tried (default 1900)"
     )
     parser.add_argument("--docker", action="store_true", help="also 16 episodes at once in Docker (DOCKER_HOST)")
+    parser.add_argument("--rows", help="with --docker: a file of rows whose images the engine has")
+    parser.add_argument("--speed-only", action="store_true", help="leave out the blind and the issue-alone attempts")
     options = parser.parse_args(argv)
-    figures: dict[str, Any] = {"namespace": speed("namespace", 10 * options.runs, options.workers)}
-    if options.docker:
-        figures["docker"] = speed("docker", 2 * options.runs, 16)
+    figures = speeds(options)
     rows = [
         [f"{backend}: {name}", value, "1/s" if "per second" in name else "ms"]
         for backend, speeds in figures.items()
         for name, value in speeds.items()
     ]
+    if not options.speed_only:
+        rows += told(figures, options)
+    report("swe", table(["what", "figure", "unit"], rows), figures, options.json)
+    return 0
+
+
+def speeds(options: argparse.Namespace) -> dict[str, Any]:
+    """Figures by what was measured."""
+    tasks = embedded("heldout", 10 * options.runs)
+    embedded_box = make_sandboxes("namespace")
+    figures: dict[str, Any] = {
+        "namespace": speed(embedded_box, tasks) | episodes(embedded_box, tasks * 3, options.workers)
+    }
+    if options.docker:
+        docker = make_sandboxes("docker", pool={})
+        try:
+            figures["docker"] = speed(docker, tasks[: 2 * options.runs]) | episodes(docker, tasks[:16] * 2, 16)
+            if options.rows:
+                rows = load("train", path=options.rows, use="all")
+                figures["docker, rows"] = speed(docker, rows, options.runs) | episodes(docker, many(rows, 16), 16)
+        finally:
+            docker.close()
+    return figures
+
+
+def many(tasks: Sequence[SweTask], count: int) -> list[SweTask]:
+    """`count` tasks, taking turns."""
+    return [tasks[i % len(tasks)] for i in range(count)]
+
+
+def told(figures: dict[str, Any], options: argparse.Namespace) -> list[list[Any]]:
+    """The rows on what can be resolved blindly and by the issue alone; adds the figures."""
     figures["blind"] = blind(options.train, options.heldout)
     figures["issue alone"] = issue_alone(options.heldout)
     b, i = figures["blind"], figures["issue alone"]
-    rows += [
+    return [
         [f"best of {b['tried']} fixed commands on {b['tasks']} held-out tasks", b["share"], f"`{b['command']}`"],
         [f"best command by the issue alone, {i['tasks']} held-out tasks", i["resolved at best"], "share resolved"],
         *([f"… where it {tells}", i[voice], "share resolved"] for voice, tells in TELLS.items()),
     ]
-    report("swe", table(["what", "figure", "unit"], rows), figures, options.json)
-    return 0
 
 
 if __name__ == "__main__":

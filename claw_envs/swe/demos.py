@@ -5,7 +5,8 @@ which is known, and the tests compare that answer with a real sandbox's.
 
 Three kinds. Plain: the file is read, the line is mended and the change submitted, or, for the kinds of bugs in HABITS, at the
 rate `sloppy`, a habit. Hinted: what the tests printed after the habit went wrong, followed by the right change. Irrelevant: what
-they printed for another repository, which changes nothing, so the actions are those of a plain one.
+they printed for another repository or, as often, a sentence about nothing of this world; either changes nothing, so the actions
+are those of a plain one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from claw_envs.demonstrate import actions, check_shares
 from claw_envs.env import Demonstration
 from claw_envs.errors import ConfigError
 from claw_envs.sandbox import ExecResult
+from claw_envs.smalltalk import smalltalk
 from claw_envs.swe.embedded.functions import KINDS
 from claw_envs.swe.env import SweEnv, opening
 from claw_envs.swe.tasks import EmbeddedTask, EmbeddedTasks, load
@@ -68,7 +70,7 @@ def demonstrations(
         u, wrong = rng.random(), rng.random() < sloppy and task.family in careless
         if u < hinted:
             return _demonstration(task, oracle(task), hint_after_habit(task))
-        foreign = hint_after_habit(_another(task, rng)) if u < hinted + irrelevant else None
+        foreign = _foreign_hint(task, rng) if u < hinted + irrelevant else None
         return _demonstration(task, habit(task) if wrong else oracle(task), foreign)
 
     return map(one, range(count))
@@ -102,6 +104,11 @@ def habit(task: EmbeddedTask) -> tuple[str, ...]:
 def hint_after_habit(task: EmbeddedTask) -> str:
     """What the tests would print if the task's habit had been submitted: the line that says why one failed."""
     return task.instance.reports["slip" if HABITS[task.family] == "slip" else "start"]
+
+
+def _foreign_hint(task: EmbeddedTask, rng: Random) -> str:
+    """What the tests print elsewhere, or a sentence that has nothing to do with any task."""
+    return smalltalk(rng) if rng.random() < 0.5 else hint_after_habit(_another(task, rng))
 
 
 def _another(task: EmbeddedTask, rng: Random) -> EmbeddedTask:

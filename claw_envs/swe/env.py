@@ -143,7 +143,9 @@ class SweEnv(AgentEnv[SweTask]):
         if diff.patch is None:
             self._graded = Graded(False, "too large" if "limit" in diff.problem else "empty", diff.problem)
         else:
-            self._graded = self._grader(task).grade(task.row, task.sandbox, diff.patch)
+            # Tests may run far longer than a command: whoever watches must not take them for a step that is stuck.
+            with self._busy("grade"):
+                self._graded = self._grader(task).grade(task.row, task.sandbox, diff.patch)
         if self.predictions is not None:
             self.predictions.add(task.id, diff.patch or b"")
         return self._graded.said

@@ -1,13 +1,14 @@
 """Instance images where no registry can be reached: made from a git bundle, a source archive, a folder, or a package's sdist.
 
-    python -m claw_envs swe image ROWS SOURCE out=NEW.jsonl [id=INSTANCE] [sandbox=namespace] [packages="numpy<2"]
+    python -m claw_envs swe image ROWS SOURCE out=NEW.jsonl [id=INSTANCE] [tests=SOURCE] [sandbox=namespace] [packages="numpy<2"]
 
 SOURCE is brought to the row's base commit: it is checked out where the history has it; else the gold and the test patch are
 taken back where the source already has them, and the result becomes a commit of its own. What comes out is the row with a new
-image (and base commit, and eval script). For docker that is an image built by the engine; for the embedded sandbox a tar archive
-of /testbed with a virtual environment in it, which rows may name as their image.
+image (and base commit, and eval script), which says so in its column `changes`. For docker that is an image built by the engine;
+for the embedded sandbox a tar archive of /testbed with a virtual environment in it, which rows may name as their image.
 
-A source without the tests that the test patch changes (many sdists have none) cannot become an instance, and is told so.
+Many sdists have no tests: those that the test patch changes can come from a second source (`tests`), of a release nearby. Without
+them the row cannot become an instance, and is told so.
 """
 
 from __future__ import annotations
@@ -93,8 +94,41 @@ def _extract(path: Path, into: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def at_base(row: Row, folder: Path) -> Prepared:
-    """The folder stands at the row's base, with a history that ends there. Raises TaskError where it cannot."""
+def prepared(row: Row, source: str, scratch: Path, *, tests: str | None = None) -> Prepared:
+    """The row's base in a folder of `scratch`, made from a source, with the tests it lacks from another one.
+
+    Raises: ConfigError for a source that cannot be read; TaskError where the base cannot be made of it.
+    """
+    folder = scratch / "testbed"
+    unpack(source, folder)
+    if tests:
+        unpack(tests, other := scratch / "tests")
+        if borrowed := borrow_tests(row, folder, other):
+            row = changed(row, f"{', '.join(borrowed)}: what {source} lacks is of {tests}")
+    return at_base(row, folder, source)
+
+
+def borrow_tests(row: Row, folder: Path, other: Path) -> list[str]:
+    """The folders of test files that the test patch changes and `folder` lacks, copied from `other`: what was copied.
+
+    What `folder` has already is left as it is.
+    """
+    modified, _ = eval_scripts.test_files(row.test_patch)
+    lacking = {str(Path(path).parent) for path in modified if not (folder / path).exists() and (other / path).exists()}
+    for name in sorted(lacking):
+        for path in sorted((other / name).rglob("*")):
+            to = folder / path.relative_to(other)
+            if path.is_file() and not to.exists():
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, to)
+    return sorted(lacking)
+
+
+def at_base(row: Row, folder: Path, source: str = "the source") -> Prepared:
+    """The folder stands at the row's base, with a history that ends there. Raises TaskError where it cannot.
+
+    `source` is what the row's column `changes` calls the folder where the row's own commit is not in it.
+    """
     if (folder / ".git").is_dir() and _git(folder, "cat-file", "-e", f"{row.base_commit}^{{commit}}").returncode == 0:
         _git(folder, "checkout", "-q", "-f", "--detach", row.base_commit)
         _git(folder, "clean", "-fdxq")
@@ -108,7 +142,13 @@ def at_base(row: Row, folder: Path) -> Prepared:
     env = {"GIT_AUTHOR_DATE": _WHEN, "GIT_COMMITTER_DATE": _WHEN}
     _git(folder, *_IDENTITY, "commit", "-q", "-m", f"{row.repo} before {row.instance_id}", env=env)
     base = _git(folder, "rev-parse", "HEAD").stdout.strip()
-    return Prepared(replace(row, base_commit=base), folder)
+    change = f"base_commit is the tree of {source} without the gold and the test patch, instead of {row.base_commit}"
+    return Prepared(changed(replace(row, base_commit=base), change), folder)
+
+
+def changed(row: Row, *changes: str) -> Row:
+    """The row, saying that it was changed so."""
+    return replace(row, changes=(*row.changes, *changes))
 
 
 def _take_back(folder: Path, patch: str, name: str) -> str:
@@ -120,7 +160,9 @@ def _take_back(folder: Path, patch: str, name: str) -> str:
     modified, _ = eval_scripts.test_files(patch)
     gone = [path for path in modified if not (folder / path).exists()]
     if gone:
-        return f"the source has no {', '.join(gone)}, which the {name} patch changes; give a bundle or archive of the repository"
+        what = f"the source has no {', '.join(gone)}, which the {name} patch changes"
+        other = ", or with tests=SOURCE a release that has them" if name == "test" else ""
+        return f"{what}; give a bundle or archive of the repository{other}"
     return f"the {name} patch neither applies to the source nor is it in it; give the source of another version"
 
 
@@ -132,7 +174,8 @@ def with_local_tests(prepared: Prepared, *, before: Sequence[str] = (), image: s
     )
     entry = replace(found, install="", before=(*before, *(b for b in found.before if "locale-gen" not in b)))
     script = eval_scripts.build(entry, base_commit=row.base_commit, test_patch=row.test_patch, repo=row.repo)
-    return replace(row, eval_script=script, image=image, environment_setup_commit=row.base_commit)
+    row = replace(row, eval_script=script, image=image, environment_setup_commit=row.base_commit)
+    return changed(row, "image was made here, and eval_script is the one of our table without an installation")
 
 
 def docker_context(prepared: Prepared, into: Path, *, packages: Sequence[str] = (), base: str = "claw/base") -> Path:

@@ -76,7 +76,7 @@ def grade(row: Row, statuses: Statuses) -> Report:
     for tests, may_skip in ((row.fail_to_pass, False), (row.pass_to_pass, True)):
         for test in tests:
             status = status_of(test, statuses)
-            fine = status in _GOOD or (may_skip and status == "SKIPPED")
+            fine = passes(status) or (may_skip and status == "SKIPPED")
             if only_failures:  # of runners that name nothing but failures
                 fine = statuses.get(test) != "FAILED"
             good += fine
@@ -93,6 +93,11 @@ def _exactly(row: Row, statuses: Statuses) -> Report:
     return Report(bool(wanted) and passing == wanted, "valid", bad, len(wanted & passing))
 
 
+def passes(status: str | None) -> bool:
+    """Whether a status counts as passed."""
+    return status in _GOOD
+
+
 def status_of(test: str, statuses: Statuses) -> str | None:
     """The status of a test; None when it did not run.
 
@@ -106,6 +111,11 @@ def status_of(test: str, statuses: Statuses) -> str | None:
         if found and len({s in _GOOD for s in found}) == 1:
             return found[0]
     return None
+
+
+def written_by(log_parser: str, test: str) -> str:
+    """The id under which a row's log parser of ours would report `test`: some shorten parameters that are paths."""
+    return next(iter(PARSERS[log_parser](f"PASSED {test}")), test)
 
 
 def failing_tests(statuses: Statuses) -> list[str]:

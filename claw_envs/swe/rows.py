@@ -51,13 +51,16 @@ class Row:
     """train, validation or heldout, where the row itself says so; a benchmark's own splits (dev, test) are none of these."""
     setup: str = ""
     """Commands run in the image before the agent sees it (R2E images hold the hidden tests; they are put away)."""
+    changes: tuple[str, ...] = ()
+    """How it differs from the row that was published, a sentence each (see `images` and `mend`); (): it does not."""
 
     def to_dict(self) -> dict[str, Any]:
         """The row as the v5 schema has it; `parse` reads it back to an equal row."""
         out = asdict(self)
         out["FAIL_TO_PASS"] = list(out.pop("fail_to_pass"))
         out["PASS_TO_PASS"] = list(out.pop("pass_to_pass"))
-        return {k: v for k, v in out.items() if v or k not in ("setup", "split")}
+        out["changes"] = list(out["changes"])
+        return {k: v for k, v in out.items() if v or k not in ("setup", "split", "changes")}
 
 
 def parse(data: Mapping[str, Any], *, naming: Naming = "auto") -> Row:
@@ -77,6 +80,7 @@ def parse(data: Mapping[str, Any], *, naming: Naming = "auto") -> Row:
         eval_type=str(data.get("eval_type") or "pass_and_fail"),
         setup=str(data.get("setup") or ""),
         split=data["split"] if data.get("split") in SPLITS else "",
+        changes=_test_list(data.get("changes") or ()),
         **{c: data[c] for c in _TEXTS},
         **{c: str(data.get(c) or "") for c in _OPTIONAL},
     )
@@ -129,7 +133,7 @@ def _problems(data: Mapping[str, Any]) -> Iterator[str]:
             column == "patch" or (column == "test_patch" and data.get("eval_script"))
         ):
             yield f"column {column} is empty"
-    for column in _LISTS:
+    for column in (*_LISTS, *(("changes",) if data.get("changes") else ())):
         if data.get(column) is None:
             yield f"column {column} is missing; it holds test names, as a list or as a list in JSON"
             continue
@@ -145,7 +149,7 @@ def _problems(data: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _test_list(value: Any) -> tuple[str, ...]:
-    """Test names from a list, or from a list written in JSON. Raises ValueError, which says what it is instead."""
+    """Strings (test names) from a list, or from a list written in JSON. Raises ValueError, which says what it is instead."""
     if isinstance(value, str):
         try:
             value = json.loads(value)

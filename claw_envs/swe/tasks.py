@@ -1,16 +1,18 @@
 """What there is to do: generated repositories by split, or rows of the SWE-bench family from a file or a dataset.
 
 Generated tasks are rows too, in the v5 schema, so both go through the same environment and the same grader. Rows of a file
-have a split when they have a column `split`; else a hash of their id decides (80 train, 10 validation, 10 held out of 100).
+have a split when they have a column `split`; else a hash of their id decides (80 train, 10 validation, 10 held out of 100), and
+where that leaves nothing to train on or nothing held out, the row nearest to it is.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -25,11 +27,15 @@ from claw_envs.swe.embedded.gitrepo import tar_of
 from claw_envs.swe.eval_scripts import END, START
 from claw_envs.swe.rows import Naming, Row, load_rows
 
+log = logging.getLogger(__name__)
+
 Use = Literal["split", "all"]
 
 PER_KIND = {"train": 128, "validation": 6, "heldout": 10}
 """Generated tasks of each kind of bug in a split, unless `count` says otherwise."""
 
+ARCHIVE = ".tar"
+"""How the image of a row ends that is an archive for the embedded sandbox."""
 EMBEDDED_LIMITS = Limits(memory_mb=256, processes=64, disk_mb=16, file_mb=16, cpu_s=60)
 ROW_LIMITS = Limits(memory_mb=4096, processes=1024, disk_mb=4096, file_mb=1024, cpu_s=3600)
 _SAFE = {
@@ -63,21 +69,19 @@ class EmbeddedTask(SweTask):
 
 
 def row_task(row: Row) -> SweTask:
-    """The task of a row that runs in its own image, or, where that is a .tar of /testbed (see `images`), in the backend's."""
+    """The task of a row that runs in its own image, or, where that is a .tar of /testbed (see `images`), in the backend's.
+
+    An archive that is gone is an image that no backend has (see `check`).
+    """
     spec = SandboxSpec(image=row.image, workdir=WORKDIR, user="root", env=_SAFE, limits=ROW_LIMITS)
-    if row.image.endswith(".tar"):
+    if row.image.endswith(ARCHIVE) and Path(row.image).is_file():
         spec = SandboxSpec(workdir=WORKDIR, workspace=_workspace(row.image), env=_SAFE, limits=ROW_LIMITS)
     return SweTask(id=row.instance_id, family=row.repo, prompt=row.problem_statement, row=row, sandbox=spec)
 
 
 @lru_cache(maxsize=8)
 def _workspace(path: str) -> Workspace:
-    try:
-        return Workspace(Path(path).read_bytes())
-    except OSError as error:
-        raise ConfigError(
-            f"image {path} cannot be read: {error}; make it with `python -m claw_envs swe image`"
-        ) from None
+    return Workspace(Path(path).read_bytes())
 
 
 def embedded_row(instance: Instance) -> Row:
@@ -195,6 +199,9 @@ def load(
     naming: Naming = "auto",
     dataset_split: str = "test",
     exclude: str | Path | None = None,
+    output_chars: int = 10_000,
+    command_timeout_s: float = 180.0,
+    grade_timeout_s: float = 1800.0,
 ) -> Sequence[SweTask]:
     """The tasks of one split ("train", "validation", "heldout").
 
@@ -202,7 +209,8 @@ def load(
     generated tasks. `families`: kinds of bugs, or of rows their repositories; None: all. `count`: how many tasks, families
     taking turns where they are generated; None: as PER_KIND says, or all rows. `use` of rows: "split", only those that belong to
     `split`; "all", every row, for a benchmark that no training draws from. `naming`: whose image names classic rows get.
-    `exclude`: a report of `swe verify`; rows that it found unsound are left out (and counted in the report).
+    `exclude`: a report of `swe verify`; rows that it found unsound or without an image are left out, and the log says how many.
+    The last three are of rows (see SweTask); generated tasks have their own.
 
     Raises: ConfigError for what cannot be; TaskError for malformed rows.
     """
@@ -213,7 +221,11 @@ def load(
     wanted = (families,) if isinstance(families, str) else tuple(families or ())
     if path is None:
         return _embedded(split, wanted, seed, count)
-    return _from_rows(str(path), split, wanted, use, naming, dataset_split, exclude)[:count]
+    if min(output_chars, command_timeout_s, grade_timeout_s) <= 0:
+        raise ConfigError(f"{output_chars=}, {command_timeout_s=}, {grade_timeout_s=}: all must be above 0")
+    rows = _from_rows(str(path), split, wanted, use, naming, dataset_split, exclude)[:count]
+    own = {"output_chars": output_chars, "command_timeout_s": command_timeout_s, "grade_timeout_s": grade_timeout_s}
+    return [replace(row_task(row), **own) for row in rows]
 
 
 @lru_cache(maxsize=64)
@@ -232,35 +244,67 @@ def _from_rows(
     naming: Naming,
     dataset_split: str,
     exclude: str | Path | None,
-) -> list[SweTask]:
-    rows = load_rows(source, split=dataset_split, naming=naming)
-    unsound = _unsound(exclude) if exclude else frozenset()
-    kept = [row for row in rows if row.instance_id not in unsound and (not repos or row.repo in repos)]
+) -> list[Row]:
+    stamps = tuple(Path(p).stat().st_mtime_ns for p in (source, exclude) if p and Path(p).is_file())
+    rows, left_out = _read(source, naming, dataset_split, str(exclude or ""), stamps)
+    kept = [row for row in rows if not repos or row.repo in repos]
     if not kept:
         raise ConfigError(
-            f"{source}: none of {len(rows)} rows is left; {len(unsound)} are excluded, families={list(repos)}"
+            f"{source}: none of {len(rows) + left_out} rows is left; {left_out} are excluded, families={list(repos)}"
         )
-    chosen = [row for row in kept if use == "all" or split_of(row) == split]
+    splits = splits_of(kept)
+    chosen = [row for row in kept if use == "all" or splits[row.instance_id] == split]
     if not chosen:
         raise ConfigError(
             f"{source}: none of {len(kept)} rows is in split {split!r}; give rows a column split, or env.use=all to use "
             "every row in every split (then nothing is held out)"
         )
-    return [row_task(row) for row in chosen]
+    return chosen
+
+
+@lru_cache(maxsize=8)
+def _read(
+    source: str, naming: Naming, dataset_split: str, exclude: str, stamps: tuple[int, ...]
+) -> tuple[tuple[Row, ...], int]:
+    """The rows of a source that `exclude` does not name, and how many it does. `stamps`: when the files were written."""
+    rows = load_rows(source, split=dataset_split, naming=naming)
+    unsound = _unsound(exclude) if exclude else frozenset()
+    out = [row.instance_id for row in rows if row.instance_id in unsound]
+    if out:
+        log.warning(
+            "%s: %d of %d rows are left out, as %s says: %s", source, len(out), len(rows), exclude, ", ".join(out)
+        )
+    return tuple(row for row in rows if row.instance_id not in unsound), len(out)
+
+
+def splits_of(rows: Sequence[Row]) -> dict[str, str]:
+    """The split of every row: as `split_of` says, but where no row has a word of its own, two rows or more are never all of
+    one kind: the one nearest to the empty split is held out, or trained on."""
+    out = {row.instance_id: split_of(row) for row in rows}
+    if len(rows) < 2 or any(row.split for row in rows):
+        return out
+    order = sorted(rows, key=_bucket)
+    for split, nearest in (("heldout", order[-1]), ("train", order[0])):
+        if split not in out.values():
+            out[nearest.instance_id] = split
+    return out
 
 
 def split_of(row: Row) -> str:
     """The split a row belongs to: its own word, or a hash of its id."""
     if row.split:
         return row.split
-    bucket = int(hashlib.sha256(row.instance_id.encode()).hexdigest()[:8], 16) % 100
-    return next(split for split, buckets in BUCKETS.items() if bucket in buckets)
+    return next(split for split, buckets in BUCKETS.items() if _bucket(row) in buckets)
+
+
+def _bucket(row: Row) -> int:
+    return int(hashlib.sha256(row.instance_id.encode()).hexdigest()[:8], 16) % 100
 
 
 def _unsound(report: str | Path) -> frozenset[str]:
-    """Ids that a report of `swe verify` calls unsound."""
+    """Ids that a report of `swe verify` calls unsound, or without an image."""
     try:
         data = json.loads(Path(report).read_text(encoding="utf-8"))
-        return frozenset(data["unsound"])
+        return frozenset(data["unsound"]) | frozenset(data.get("missing", ()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"env.exclude={report} is no report of `python -m claw_envs swe verify`: {error}") from None

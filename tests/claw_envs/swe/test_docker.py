@@ -12,13 +12,15 @@ import pytest
 from claw_envs.errors import ConfigError, SandboxError
 from claw_envs.messages import ToolCall, assistant
 from claw_envs.sandbox.docker import DockerSandboxes
+from claw_envs.sandbox.pool import PooledSandboxes
 from claw_envs.swe import images
-from claw_envs.swe.cli import verify_one
+from claw_envs.swe.check import missing
 from claw_envs.swe.demos import oracle
 from claw_envs.swe.env import SweEnv
 from claw_envs.swe.grading import Grader
 from claw_envs.swe.rows import Row, parse
 from claw_envs.swe.tasks import EmbeddedTask, load, row_task
+from claw_envs.swe.verify import verify_one
 from tests.claw_envs.swe.test_images import project, tarred
 
 pytestmark = pytest.mark.docker
@@ -57,8 +59,11 @@ def test_a_missing_image_is_named_and_verify_goes_on(docker: DockerSandboxes, ta
     with pytest.raises(ConfigError, match=r"no_1776_such.*sandbox\.pull=true"):
         SweEnv([gone], sandbox=docker).reset()
     verdict = verify_one(gone, Grader(docker, judges="own", remembered=0))
-    assert verdict.broken
+    assert verdict.state == "missing"
     assert "no_1776_such" in verdict.why
+    pool = PooledSandboxes(docker)
+    assert list(missing([task, gone], pool)) == [gone.id]
+    pool.close()
 
 
 def test_an_image_from_a_source_archive(

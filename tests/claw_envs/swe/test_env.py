@@ -16,7 +16,7 @@ from gymnasium.utils.env_checker import check_env
 
 from claw_envs.errors import ConfigError, SandboxError
 from claw_envs.messages import Action, Observation, ToolCall, assistant
-from claw_envs.sandbox import Limits, Sandboxes, Workspace
+from claw_envs.sandbox import Limits, Sandbox, Sandboxes, SandboxSpec, Workspace
 from claw_envs.swe.env import SENTINEL, SYSTEM, Predictions, SweEnv, prediction
 from claw_envs.swe.rows import parse
 from claw_envs.swe.tasks import EmbeddedTask, SweTask, embedded_task
@@ -221,6 +221,25 @@ def test_a_row_of_its_own_repository(checkout: Path, sandboxes: Sandboxes, task:
     assert reward == 0.0
     assert said(observation)[-1] == "FAILED t::a - x is not 3"
     env.close()
+
+
+def test_grading_is_no_step_that_is_stuck(task: EmbeddedTask, sandboxes: Sandboxes) -> None:
+    """A row's tests may take half an hour, which whoever watches steps must not cut short."""
+    seen: list[str] = []
+
+    class Watched:
+        name, unenforced = "watched", ()
+
+        def start(self, spec: SandboxSpec) -> Sandbox:
+            seen.append(env.phase)
+            return sandboxes.start(spec)
+
+        def close(self) -> None: ...
+
+    env = SweEnv([task], sandbox=Watched(), judges="own")
+    env.reset()
+    env.step(submit())
+    assert seen == ["start", "grade"]
 
 
 def test_a_sandbox_that_does_not_start_is_a_broken_world(task: EmbeddedTask) -> None:

@@ -14,10 +14,11 @@ import pytest
 from claw_envs.errors import ConfigError, TaskError
 from claw_envs.sandbox import Sandboxes
 from claw_envs.swe import images
-from claw_envs.swe.cli import main, verify_one
+from claw_envs.swe.cli import main
 from claw_envs.swe.grading import Grader
 from claw_envs.swe.rows import Row, parse
 from claw_envs.swe.tasks import row_task
+from claw_envs.swe.verify import verify_one
 from tests.claw_envs.swe.conftest import CODE, FIXED, MORE, TESTS, git
 
 
@@ -93,6 +94,23 @@ def test_a_source_without_the_tests_says_so(row: Row, tmp_path: Path) -> None:
         prepared(project(tmp_path / "src", tests=None), row, tmp_path)
 
 
+def test_tests_can_come_from_another_release(row: Row, tmp_path: Path) -> None:
+    """What the source has is left as it is; what it lacks, data beside the tests included, is copied, and the row says so."""
+    other = project(tmp_path / "old-0.9", code="def half(n):\n    return 0\n")
+    (other / "tests/data").mkdir()
+    (other / "tests/data/numbers.txt").write_text("4 2")
+    source = project(tmp_path / "src", tests=None)
+    (tmp_path / "out").mkdir()
+    made = images.prepared(row, str(source), tmp_path / "out", tests=str(other))
+    assert (made.folder / "tests/test_thing.py").read_text() == TESTS
+    assert (made.folder / "tests/data/numbers.txt").is_file()
+    assert (made.folder / "thing/__init__.py").read_text() == CODE
+    assert made.row.changes == (
+        f"tests: what {source} lacks is of {other}",
+        f"base_commit is the tree of {source} without the gold and the test patch, instead of {'0' * 40}",
+    )
+
+
 def test_a_source_of_another_version_says_so(row: Row, tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="the gold patch neither applies to the source nor is it in it"):
         prepared(project(tmp_path / "src", code="def third(n):\n    return n / 3\n"), row, tmp_path)
@@ -138,9 +156,12 @@ def test_a_docker_context_holds_the_scrubbed_tree(row: Row, tmp_path: Path) -> N
     assert f"git checkout {done.base_commit} tests/test_thing.py" in done.eval_script
 
 
-def test_an_archive_that_is_gone_is_told(row: Row, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="claw_envs swe image"):
-        row_task(replace(row, image=str(tmp_path / "gone.tar")))
+def test_an_archive_that_is_gone_is_told(row: Row, tmp_path: Path, sandboxes: Sandboxes) -> None:
+    gone = row_task(replace(row, image=str(tmp_path / "gone.tar")))
+    found = verify_one(gone, Grader(sandboxes, judges="own"))
+    assert found.state == "missing"
+    assert "there is no archive" in found.why
+    assert "claw_envs swe image" in found.why
 
 
 @pytest.mark.slow

@@ -259,6 +259,13 @@ def test_splits_of_row_files(tmp_path: Path) -> None:
     assert parse(classic(split="dev")).split == "", "a benchmark's own splits are none of ours"
 
 
+@pytest.mark.parametrize("number", range(6))
+def test_of_two_rows_one_is_held_out(number: int, tmp_path: Path) -> None:
+    ids = [f"psf__requests-{10 * number + i}" for i in range(2)]
+    path = write_jsonl(tmp_path / "rows.jsonl", [classic(instance_id=i) for i in ids])
+    assert sorted(t.id for split in ("train", "heldout") for t in load(split, path=path)) == ids
+
+
 def test_row_files_say_what_is_missing(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [classic(split="train")])
     with pytest.raises(ConfigError, match=r"none of 1 rows is in split 'heldout'.*env\.use=all"):
@@ -270,14 +277,33 @@ def test_row_files_say_what_is_missing(tmp_path: Path) -> None:
             load(**bad)  # type: ignore[arg-type]
 
 
-def test_unsound_rows_are_left_out(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "rows.jsonl", [classic(), classic(instance_id="bad-1")])
+def test_rows_that_are_not_sound_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [classic(), classic(instance_id="bad-1"), classic(instance_id="bad-2")])
     report = tmp_path / "report.json"
-    report.write_text(json.dumps({"unsound": {"bad-1": "the gold patch does not resolve it"}}))
+    report.write_text(
+        json.dumps({"unsound": {"bad-1": "the gold patch does not resolve it"}, "missing": {"bad-2": "no"}})
+    )
     assert [t.id for t in load("train", path=path, use="all", exclude=report)] == ["psf__requests-1"]
+    assert f"{path}: 2 of 3 rows are left out, as {report} says: bad-1, bad-2" in caplog.text
     report.write_text("[]")
     with pytest.raises(ConfigError, match="no report of"):
         load("train", path=path, use="all", exclude=report)
+
+
+def test_limits_of_rows_can_be_chosen(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [classic()])
+    (task,) = load("train", path=path, use="all", output_chars=600, command_timeout_s=5.0, grade_timeout_s=60.0)
+    assert (task.output_chars, task.command_timeout_s, task.grade_timeout_s) == (600, 5.0, 60.0)
+    with pytest.raises(ConfigError, match="output_chars=0"):
+        load("train", path=path, use="all", output_chars=0)
+
+
+def test_changes_of_a_row_are_kept_and_checked() -> None:
+    row = parse(classic(changes=["it was changed"]))
+    assert parse(row.to_dict()).changes == ("it was changed",)
+    assert "changes" not in parse(classic()).to_dict()
+    with pytest.raises(TaskError, match="column changes is a string that is no JSON list"):
+        parse(classic(changes="it was changed"))
 
 
 def test_the_task_of_a_row_runs_in_its_image() -> None:
