@@ -30,6 +30,8 @@ class World:
     """Groups of families that `load(split, families=GROUP)` knows and that results are reported apart by; (): there are none."""
     missing: str | None = None
     """`missing() -> Sequence[str]`: what the world needs of this machine and does not find; None: it needs nothing."""
+    check: str | None = None
+    """`check(sandboxes, **options)` raises ConfigError where tasks cannot start on a backend; None: they always can."""
 
 
 WORLDS: dict[str, World] = {
@@ -51,6 +53,7 @@ WORLDS: dict[str, World] = {
             "claw_envs.swe.env:SweEnv",
             "claw_envs.swe.tasks:load",
             "claw_envs.swe.demos:demonstrations",
+            check="claw_envs.swe.check:check",
         ),
         World(
             "gui",

@@ -14,7 +14,7 @@ from typing import Any
 
 from claw_agents.engines.config import EngineConfig
 from claw_agents.memory import Memory, MemoryEnv
-from claw_envs.errors import ConfigError
+from claw_envs.errors import ClawError, ConfigError
 from claw_envs.registry import load_tasks, resolve, world
 from claw_envs.sandbox import BACKENDS, Sandboxes, make_sandboxes
 from claw_train.brain import PolicyConfig
@@ -142,11 +142,19 @@ def env_factory(env: EnvConfig, sandboxes: Sandboxes | None, split: str) -> tupl
 def make_backend(env: EnvConfig, config: SandboxConfig) -> Sandboxes | None:
     """The backend that all environments of a run share; None where the world needs none.
 
-    Raises ConfigError where this machine cannot have it.
+    Raises ConfigError where this machine cannot have it, or it cannot start the tasks.
     """
-    if "sandbox" not in inspect.signature(resolve(world(env.name).env).__init__).parameters:
+    w = world(env.name)
+    if "sandbox" not in inspect.signature(resolve(w.env).__init__).parameters:
         return None
-    return make_sandboxes(config.backend, **config.options)
+    sandboxes = make_sandboxes(config.backend, **config.options)
+    if w.check is not None:
+        try:
+            resolve(w.check)(sandboxes, **env.options)
+        except ClawError:
+            sandboxes.close()
+            raise
+    return sandboxes
 
 
 @dataclass(frozen=True)
