@@ -1,8 +1,8 @@
 """Desktops: `python -m benchmarks.gui [--runs 5] [--desktops 8] [--provider namespace]`.
 
-How long it takes from an action to the settled screenshot, to grab a screen, to read the accessibility tree, and to get a desktop
-from the warm pool; how many run in parallel and with how much memory; and what a driver that is killed leaves behind. What the
-nano policy learns on the generated tasks is measured by a run: `python -m claw_train +env=gui +method=grpo loop.budget_s=600`.
+How long it takes from an action to the settled screenshot, to grab a screen, to read the accessibility tree, and to get a clean
+desktop; how many run in parallel and with how much memory; and what a driver that is killed leaves behind. What the nano policy
+learns on the generated tasks is measured by a run: `python -m claw_train +env=gui +method=grpo loop.budget_s=600`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -21,8 +22,11 @@ from typing import Any
 from benchmarks.common import arguments, median, report, table
 from claw_envs.errors import ClawError
 from claw_envs.gui.client import Desktop
-from claw_envs.gui.providers import GUEST_FILE, Provider, make_provider
+from claw_envs.gui.providers import GUEST_FILE, Machine, Provider, make_provider
+from claw_envs.gui.tasks import wait_for_window
 
+_NOISE = ["xterm", "-geometry", "170x60", "-e", "sh", "-c", "while :; do od -c /dev/urandom; done"]
+"""A window over the whole screen whose content is never the same."""
 _DRIVER = """
 import sys
 from claw_envs.gui.providers import make_provider
@@ -33,6 +37,8 @@ for machine in machines:
 print("ready", flush=True)
 sys.stdin.read()
 """
+_SHORT_S = 30.0
+"""Longest wait for what must come."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,47 +49,55 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     try:
         provider = make_provider(options.provider)
-        figures = single(provider, options.runs) | pool(provider, options.runs)
+        rows = [*single(provider, options.runs), *clean(provider, options.runs)]
+        provider.close()
         if options.desktops and options.provider == "namespace":
-            figures |= parallel(options.desktops) | killed()
+            rows += [*parallel(options.desktops, options.runs), *killed(options.runs)]
     except ClawError as error:
         raise SystemExit(str(error)) from error
-    report("gui", table(["", "figure"], [[k, v] for k, v in figures.items()]), {"figures": figures}, options.json)
+    figures = {"figures": {what: figure for what, _, figure in rows}}
+    report("gui", table(["", "goal", "figure"], rows), figures, options.json)
 
 
-def single(provider: Provider, runs: int) -> dict[str, float]:
+def single(provider: Provider, runs: int) -> Iterator[tuple[str, str, float]]:
     """One desktop with an editor open."""
     began = time.perf_counter()
-    machine = provider.start()
-    first_s = time.perf_counter() - began
-    desktop = machine.desktop
-    desktop.upload("/workspace/a.txt", b"one\n")
-    began = time.perf_counter()
-    desktop.launch(["mousepad", "a.txt"])
-    while not desktop.windows():
-        time.sleep(0.005)
-    desktop.settled(start_s=0.2, quiet_s=0.1, longest_s=10)
-    opened_s = time.perf_counter() - began
-    try:
-        acting = [_acted(desktop, i) for i in range(max(20, runs * 4))]
-        return {
-            "desktop, cold start: s": first_s,
-            "editor open and settled: s": opened_s,
-            "action to settled screenshot, p50: ms": median(acting) * 1e3,
-            "action to settled screenshot, p90: ms": quantiles(acting, n=10)[-1] * 1e3,
-            "of it the action itself, p50: ms": _median_ms(lambda: desktop.act("pyautogui.press('left')"), runs * 4),
-            "screenshot (PNG, 1280 x 800), p50: ms": _median_ms(desktop.screenshot, runs * 4),
-            "accessibility tree, what is shown, p50: ms": _median_ms(desktop.tree, runs),
-            "accessibility tree, all, p50: ms": _median_ms(lambda: desktop.tree(showing=False), runs),
-        }
-    finally:
-        machine.close()
+    with _leased(provider) as machine:
+        yield "first desktop, nothing warm: s", "", time.perf_counter() - began
+        desktop, turns = machine.desktop, max(20, 8 * runs)
+        began = time.perf_counter()
+        _opened(desktop, ["mousepad"], "Mousepad")
+        yield "editor started, its window at rest and in the tree: s", "", time.perf_counter() - began
+        acting = [_acted(desktop, f"pyautogui.write('{'abcdefgh'[i % 8]}')") for i in range(turns)]
+        yield "key → settled screenshot, 1280 x 800, p50: ms", "≤ 150", median(acting) * 1e3
+        yield "the same, p90: ms", "", quantiles(acting, n=10)[-1] * 1e3
+        menus = [_acted(desktop, f"pyautogui.click({x}, {y})") for x, y in _menu_clicks(desktop, turns)]
+        yield "click that opens or closes a menu → settled screenshot, p50: ms", "≤ 150", median(menus) * 1e3
+        yield "of it the action itself, p50: ms", "", _median_ms(lambda: desktop.act("pyautogui.press('left')"), turns)
+        yield "screenshot (PNG), the same screen again, p50: ms", "≤ 25", _median_ms(desktop.screenshot, turns)
+        yield "accessibility tree, what is shown, p50: ms", "", _median_ms(desktop.tree, 3 * runs)
+        yield "accessibility tree, all of it, p50: ms", "", _median_ms(lambda: desktop.tree(showing=False), runs)
+        _opened(desktop, _NOISE, "sh")
+        yield "screenshot (PNG), all of the screen new noise, p50: ms", "≤ 25", _median_ms(desktop.screenshot, turns)
 
 
-def _acted(desktop: Desktop, i: int) -> float:
-    """From sending a key to holding the screenshot of the screen at rest, seconds."""
+def _menu_clicks(desktop: Desktop, count: int) -> list[tuple[int, int]]:
+    """Where the editor's first menu is, again and again."""
+    window = desktop.windows()[-1]
+    return [(window.x + 20, window.y + 12)] * count
+
+
+def _opened(desktop: Desktop, command: list[str], title: str) -> None:
+    desktop.launch(command)
+    if command[0] != "xterm":
+        return wait_for_window(desktop, title, tells=True)
+    return _until(lambda: any(title in w.title for w in desktop.windows()))
+
+
+def _acted(desktop: Desktop, code: str) -> float:
+    """From sending it to holding the screenshot of the screen at rest, seconds."""
     began = time.perf_counter()
-    desktop.act(f"pyautogui.write('{'abcdefgh'[i % 8]}')")
+    desktop.act(code)
     desktop.settled()
     return time.perf_counter() - began
 
@@ -97,125 +111,158 @@ def _median_ms(what: Callable[[], Any], runs: int) -> float:
     return median(times) * 1e3
 
 
-def pool(provider: Provider, runs: int) -> dict[str, float]:
-    """How long an episode waits for its desktop when one is warm, and how long the way back to clean takes off its time."""
+def clean(provider: Provider, runs: int) -> Iterator[tuple[str, str, float]]:
+    """How an episode gets a clean desktop: from the warm stock, and by resetting a used one."""
     waits = []
     for _ in range(runs + 1):
-        machine = provider.start()
-        machine.desktop.launch(["xterm"])
-        machine.close()
-        time.sleep(3.0)  # what is measured is a pool that has had time to fill
+        _stocked(provider)
         began = time.perf_counter()
-        machine = provider.start()
-        waits.append(time.perf_counter() - began)
-        machine.close()
-    out = {"desktop from the warm pool, p50: ms": median(waits[1:]) * 1e3}
+        with _leased(provider) as machine:
+            waits.append(time.perf_counter() - began)
+            _opened(machine.desktop, ["xterm"], "xterm")
+    yield "clean desktop from the warm pool, p50: ms", "≤ 300", median(waits[1:]) * 1e3
     if provider.name in ("namespace", "docker"):
-        machine = provider.start()
-        times = []
-        for _ in range(runs):
-            machine.desktop.launch(["xterm"])
-            machine.desktop.settled(start_s=1.0)
-            began = time.perf_counter()
-            machine.desktop.reset()
-            times.append(time.perf_counter() - began)
-        machine.close()
-        out["reset of a used desktop, proved, p50: ms"] = median(times) * 1e3
-    return out
+        with _leased(provider) as machine:
+            times = []
+            for _ in range(runs):
+                _opened(machine.desktop, ["mousepad"], "Mousepad")
+                began = time.perf_counter()
+                if different := machine.desktop.reset():
+                    raise SystemExit(f"the desktop could not be reset: {different}")
+                times.append(time.perf_counter() - began)
+        yield "a used desktop clean again, proved by its guest, p50: ms", "≤ 300", median(times) * 1e3
+    else:
+        stats = getattr(provider, "pool").row()  # noqa: B009 (providers of machines have one)
+        yield (
+            "a machine restored from its snapshot, p50: s",
+            "≤ 3",
+            float(stats.get("start_p50_ms", float("nan"))) / 1e3,
+        )
 
 
-def parallel(count: int) -> dict[str, float]:
+def _stocked(provider: Provider) -> None:
+    """A warm desktop waits, and nothing else goes on in the pool."""
+    pool = getattr(provider, "pool")  # noqa: B009
+    _until(lambda: pool.row()["idle"] >= min(1, pool.config.warm) and pool.row()["live"] == pool.row()["idle"])
+
+
+def parallel(count: int, runs: int) -> Iterator[tuple[str, str, float]]:
     """`count` desktops at once, an editor in each, all acting."""
     provider = make_provider("namespace", pool={"warm": 0, "most": count, "starters": 4})
     began = time.perf_counter()
     with ThreadPoolExecutor(count) as threads:
         machines = list(threads.map(lambda _: provider.start(), range(count)))
-        ready_s = time.perf_counter() - began
+        yield f"{count} desktops ready: s", "", time.perf_counter() - began
+        list(threads.map(lambda m: _opened(m.desktop, ["mousepad"], "Mousepad"), machines))
 
-        def use(i: int) -> list[float]:
-            desktop = machines[i].desktop
-            desktop.launch(["mousepad"])
-            while not desktop.windows():
-                time.sleep(0.01)
-            desktop.settled(start_s=0.2, longest_s=20)
-            return [_acted(desktop, j) for j in range(10)]
+        def use(machine: Machine) -> list[float]:
+            turns = range(4 * runs)
+            return [_acted(machine.desktop, f"pyautogui.write('{'abcdefgh'[j % 8]}')") for j in turns]
 
-        times = [t for row in threads.map(use, range(count)) for t in row]
-        memory_mb = _memory_kb() / 1024
+        began = time.perf_counter()
+        times = [t for row in threads.map(use, machines) for t in row]
+        taken = time.perf_counter() - began
+        yield f"{count} desktops acting at once, key → settled screenshot, p50: ms", "", median(times) * 1e3
+        yield "all of them together: actions with screenshots per second", "", len(times) / taken
+        memory = sum(_memory_kb(pid) for pid in _desktop_processes()) / 1024
+        yield f"memory of {count} desktops with an editor each (proportional): MiB", "", memory
+        yield "of one of them: MiB", "", memory / count
         for machine in machines:
             machine.close()
     provider.close()
-    return {
-        f"{count} desktops ready: s": ready_s,
-        f"{count} desktops acting, action to settled screenshot, p50: ms": median(times) * 1e3,
-        f"{count} desktops with an editor each, memory of one (proportional): MiB": memory_mb / count,
-    }
 
 
-def _memory_kb() -> int:
-    """Proportional memory of all processes of all desktops, kB."""
-    total = 0
-    for pid in _desktop_processes():
-        try:
-            with open(f"/proc/{pid}/smaps_rollup", encoding="utf-8") as file:
-                total += sum(int(line.split()[1]) for line in file if line.startswith("Pss:"))
-        except OSError:
-            continue
-    return total
+def killed(runs: int) -> Iterator[tuple[str, str, float]]:
+    """What is left of three desktops with an application each when their driver is killed; the worst of all runs."""
+    left: list[tuple[int, int, int, float]] = [_killed() for _ in range(runs)]
+    servers, processes, sockets, gone = (max(column) for column in zip(*left, strict=True))
+    yield "X servers and guests left after kill -9 of the driver", "0", float(servers)
+    yield "other processes of its desktops left", "0", float(processes)
+    yield "X sockets left", "0", float(sockets)
+    yield "all gone after, at most: ms", "", gone * 1e3
+
+
+def _killed() -> tuple[int, int, int, float]:
+    sockets, before = _sockets(), _desktop_processes()
+    driver = subprocess.Popen([sys.executable, "-c", _DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    driver.stdout.readline()
+    ours, servers = _desktop_processes() - before, _servers()
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    began = time.perf_counter()
+    while _alive(ours) and time.perf_counter() - began < 10:
+        time.sleep(0.005)
+    gone_s = time.perf_counter() - began
+    left = _alive(ours)
+    return len(left & servers), len(left - servers), len(_sockets() - sockets), gone_s
+
+
+def _sockets() -> set[str]:
+    """X sockets on this machine, as files and by name."""
+    folder = Path("/tmp/.X11-unix")
+    named = {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if ".X11-unix" in line}
+    return named | ({p.name for p in folder.iterdir()} if folder.is_dir() else set())
+
+
+def _alive(pids: set[int]) -> set[int]:
+    return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+
+
+def _memory_kb(pid: int) -> int:
+    """Proportional memory of one process, kB."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def _desktop_processes() -> set[int]:
     """X servers, guests, and everything in the same process namespaces as they."""
-    spaces = set()
-    for pid in _servers():
-        try:
-            spaces.add(os.readlink(f"/proc/{pid}/ns/pid"))
-        except OSError:
-            continue
-    out = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                if os.readlink(f"/proc/{name}/ns/pid") in spaces:
-                    out.add(int(name))
-            except OSError:
-                continue
-    return out
+    spaces = {space for pid in _servers() if (space := _space(pid))}
+    return {pid for pid in _numbers() if _space(pid) in spaces}
 
 
 def _servers() -> set[int]:
+    """X servers and guests."""
     out = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                command = Path(f"/proc/{name}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if command.startswith(b"Xvfb\0") or GUEST_FILE.encode() in command:
-                out.add(int(name))
+    for pid in _numbers():
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if command.startswith(b"Xvfb\0") or GUEST_FILE.encode() in command:
+            out.add(pid)
     return out
 
 
-def killed() -> dict[str, float]:
-    """What is left of three desktops when their driver is killed."""
-    folder = "/tmp/.X11-unix"
-    sockets = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-    before = _servers()
-    driver = subprocess.Popen([sys.executable, "-c", _DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert driver.stdout is not None
-    driver.stdout.readline()
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    began = time.perf_counter()
-    while _servers() - before and time.perf_counter() - began < 10:
+def _numbers() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _space(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return ""
+
+
+@contextmanager
+def _leased(provider: Provider) -> Iterator[Machine]:
+    machine = provider.start()
+    try:
+        yield machine
+    finally:
+        machine.close()
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + _SHORT_S
+    while not holds():
+        if time.monotonic() > end:
+            raise SystemExit(f"gui: what must come did not come within {_SHORT_S:g} s")
         time.sleep(0.005)
-    gone_s = time.perf_counter() - began
-    after = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-    return {
-        "X servers and guests left after kill -9": float(len(_servers() - before)),
-        "X sockets left after kill -9": float(len(after - sockets)),
-        "gone after: ms": gone_s * 1e3,
-    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m claw_train.inspect RUN [EPISODE] [--html FILE]`: a run's episodes as a person wants to read them.
+"""`python -m claw_train.inspect RUN [EPISODE] [--html FILE] [--film FILE]`: a run's episodes as a person wants to read them.
 
 Without an episode: a list, newest first. With one: every turn with its observation, action (tokens coloured by advantage where
 it was trained), next state, verdict, hints and reward. Reads the journal of a run, which may still be in progress.
@@ -335,6 +335,18 @@ def _legend(scale: float) -> Text:
     )
 
 
+def write_film(view: EpisodeView, path: Path) -> None:
+    """The episode's screens with where its actions went and what the judge said: a GIF (.gif), else one picture.
+
+    Raises ConfigError where the episode has no screenshots.
+    """
+    from claw_envs.gui.film import save, shots
+
+    turns = view.trajectory.turns
+    said = [f"{v.score:+g} {v.reason}" if (v := t.verdict) and v.score is not None else "" for t in view.turns]
+    save(shots([(t.observation, t.action) for t in turns], turns[-1].next_state if turns else None, said), path)
+
+
 def _colour(score: float) -> str:
     return "bold green" if score > 0 else "bold red" if score < 0 else "bold"
 
@@ -345,6 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="a run directory, for example runs/latest")
     parser.add_argument("episode", nargs="?", help="id of an episode, or its beginning; without it they are listed")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the episode as one self-contained page")
+    parser.add_argument("--film", type=Path, metavar="FILE", help="draw the episode's screens: a GIF, or one .png")
     parser.add_argument("--limit", type=int, default=30, help="how many episodes the list shows (default 30)")
     parser.add_argument("--full", action="store_true", help="show long messages whole")
     args = parser.parse_args(argv)
@@ -352,17 +365,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     try:
         if args.episode is None:
-            if args.html:
-                raise ConfigError("--html needs an episode; python -m claw_train.inspect RUN lists them")
+            if args.html or args.film:
+                given = "--html" if args.html else "--film"
+                raise ConfigError(f"{given} needs an episode; python -m claw_train.inspect RUN lists them")
             console.print(listing(args.run, args.limit))
             return 0
         view = load_episode(args.run, args.episode)
+        if args.film:
+            write_film(view, args.film)
+            console.print(f"wrote {args.film}", soft_wrap=True)
         if args.html:
             from claw_train.inspect_html import page
 
             args.html.write_text(page(view), encoding="utf-8")
             console.print(f"wrote {args.html}", soft_wrap=True)
-        else:
+        elif not args.film:
             console.print(picture(view, full=args.full))
     except (ConfigError, OSError) as error:
         print(f"inspect: {error}", file=sys.stderr)

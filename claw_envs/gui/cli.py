@@ -47,14 +47,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _film(episode: Path, out: Path) -> int:
-    from claw_envs.gui.film import gif, of_episode, strip
+    from claw_envs.gui.film import of_episode, save
 
     try:
         film = of_episode(json.loads(episode.read_text(encoding="utf-8").splitlines()[0]))
     except (OSError, ValueError, KeyError, IndexError, ClawError) as error:
         print(f"{episode} holds no episode that can be shown: {error}", file=sys.stderr)
         return 1
-    (gif if out.suffix == ".gif" else strip)(film, out)
+    save(film, out)
     print(f"{len(film)} pictures in {out}")
     return 0
 

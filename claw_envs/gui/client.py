@@ -252,6 +252,11 @@ class Desktop:
         rows = self._json("GET", "/claw/windows", limit_s=self.limits.quick)
         return [Window(*(row[name] for name in Window._fields)) for row in rows]
 
+    def has_window(self, part: str, *, wait_s: float) -> bool:
+        """Whether a window whose title holds `part` is open and active, within so long. Only our own guest tells."""
+        body = {"title": part, "wait_s": wait_s}
+        return bool(self._json("POST", "/claw/wait", body, limit_s=wait_s + self.limits.grace)["there"])
+
     def cursor(self) -> tuple[int, int]:
         """Where the pointer is."""
         x, y = self._json("GET", "/cursor_position", limit_s=self.limits.quick)

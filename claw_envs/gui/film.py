@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from claw_envs.errors import ConfigError
+from claw_envs.gui.actions import TOOLS, Mistake, moves_of
 from claw_envs.messages import Action, Message, Observation, load
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Shot:
     png: bytes
     action: str
     verdict: str = ""
+    points: tuple[tuple[int, int], ...] = ()
+    """Where on the screen it went, pixels."""
 
 
 def shots(
@@ -45,7 +48,7 @@ def shots(
     for i, (observation, action) in enumerate(turns):
         png = next((m.images[-1] for m in reversed(observation) if m.images), png)
         if png:
-            out.append(Shot(png, words_of(action), verdicts[i] if i < len(verdicts) else ""))
+            out.append(Shot(png, words_of(action), verdicts[i] if i < len(verdicts) else "", points_of(action, png)))
     if last is not None and (end := next((m.images[-1] for m in reversed(last) if m.images), png)):
         out.append(Shot(end, f"the end: {' '.join(m.text for m in last)}"[:200]))
     if not out:
@@ -53,11 +56,16 @@ def shots(
     return out
 
 
-def of_episode(row: Mapping[str, Any]) -> list[Shot]:
+def of_episode(row: Mapping[str, Any], verdicts: Sequence[str] = ()) -> list[Shot]:
     """The film of an episode as `claw_agents.trajectory.to_json` writes it."""
     turns = [(load(t["observation"]), Message.from_dict(t["action"])) for t in row["turns"]]
     end = row["turns"][-1]["next_state"] if row["turns"] else None
-    return shots(turns, None if end is None else load(end))
+    return shots(turns, None if end is None else load(end), verdicts)
+
+
+def save(film: Sequence[Shot], path: Path) -> None:
+    """A GIF where `path` ends in .gif, else a strip."""
+    (gif if path.suffix.lower() == ".gif" else strip)(film, path)
 
 
 def words_of(action: Action) -> str:
@@ -67,6 +75,18 @@ def words_of(action: Action) -> str:
         for c in action.tool_calls
     ]
     return "; ".join([*([action.text] if action.text else []), *calls])
+
+
+def points_of(action: Action, png: bytes) -> tuple[tuple[int, int], ...]:
+    """The pixels that an action of any action space goes to."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png)) as screen:
+        size = screen.size
+    names = {call.name for call in action.tool_calls} & TOOLS.keys()
+    space = next(iter(names)) if len(names) == 1 else "pyautogui"
+    codes = [move.code for _, move in moves_of(action, space, size) if not isinstance(move, Mistake)]
+    return tuple((int(x), int(y)) for code in codes for x, y in _POINT.findall(code))
 
 
 def frame(shot: Shot, number: int, width: int = 960) -> Image:
@@ -79,8 +99,8 @@ def frame(shot: Shot, number: int, width: int = 960) -> Image:
     out = Image.new("RGB", (width, height + _BAR), "white")
     out.paste(screen.resize((width, height)), (0, 0))
     draw = ImageDraw.Draw(out)
-    for x, y in _POINT.findall(shot.action):
-        cx, cy = int(x) * scale, int(y) * scale
+    for x, y in shot.points:
+        cx, cy = x * scale, y * scale
         draw.ellipse((cx - 12, cy - 12, cx + 12, cy + 12), outline="red", width=3)
     draw.text((8, height + 6), f"{number}. {shot.action}"[: width // 6].replace("\n", " "), fill="black")
     draw.text((8, height + 24), shot.verdict[: width // 6], fill="darkgreen")

@@ -31,8 +31,8 @@ PER_FAMILY = {"train": 200, "validation": 4, "heldout": 6}
 _BUCKETS = {"train": range(80), "validation": range(80, 90), "heldout": range(90, 100)}
 _WINDOW_S = 40.0
 """Longest wait for an application's window."""
-_PATIENCE_S = 1.0
-"""How long a wrong final state may still become right."""
+_PATIENCE_S = (0.1, 0.4, 0.0)
+"""How long a wrong final state may still begin to change, after each look at it."""
 _DISPLAY = re.compile(r'<text name="[^"]*"[^>]*>([^<]*)</text>')
 
 
@@ -74,36 +74,45 @@ class GeneratedTask(GuiTask):
         for one in self.draft.opens:
             desktop.launch(one.command)
             wait_for_window(desktop, one.window, tells=one.tells)
-            desktop.settled(start_s=0.25, quiet_s=0.1, longest_s=10.0, image=False)
             if one.then:
                 if not (done := desktop.act(one.then)).ok:
                     raise SandboxError(f"{one.command} could not be prepared: {done.error}")
-                desktop.settled(start_s=0.25, quiet_s=0.1, longest_s=10.0, image=False)
+                _rest(desktop)
 
     def judge(self, desktop: Desktop, *, failed: bool) -> Ending:
         said = "It can be done, you should not have given up." if failed else self._wrong(desktop)
         return Ending(Grade(not said, 0.0 if said else 1.0, said), said or THANKS)
 
     def _wrong(self, desktop: Desktop) -> str:
-        """What is wrong with the final state; asked again for a moment, because an action's effect may still be on its way."""
-        end = time.monotonic() + _PATIENCE_S
-        while True:
+        """What is wrong with the final state; looked at again, because an action's effect may still be on its way."""
+        said = ""
+        for patience_s in _PATIENCE_S:
             said = self.draft.check(final_state(desktop, display=self.app == "calculator"))
-            if not said or time.monotonic() > end:
-                return said
-            time.sleep(0.03)
+            if not said:
+                break
+            desktop.settled(start_s=patience_s, longest_s=10.0, image=False)
+        return said
 
 
 def wait_for_window(desktop: Desktop, part: str, *, tells: bool) -> None:
-    """A window whose title holds `part` is open, and where its application `tells` of it, in the accessibility tree.
+    """A window whose title holds `part` is open, active and at rest, and where its application `tells` of it, it is in the
+    accessibility tree.
 
     Raises SandboxError when none came.
     """
     end = time.monotonic() + _WINDOW_S
-    while not any(part in w.title for w in desktop.windows()) or (tells and not _told(desktop.tree(), part)):
-        if time.monotonic() > end:
-            raise SandboxError(f"no window {part!r} came within {_WINDOW_S:g} s")
-        time.sleep(0.01)
+    there = desktop.has_window(part, wait_s=_WINDOW_S)
+    if there:
+        _rest(desktop)
+    while there and tells and not _told(desktop.tree(), part):
+        there = time.monotonic() < end
+        time.sleep(0.05)
+    if not there:
+        raise SandboxError(f"no window {part!r} came within {_WINDOW_S:g} s")
+
+
+def _rest(desktop: Desktop) -> None:
+    desktop.settled(start_s=0.25, quiet_s=0.1, longest_s=10.0, image=False)
 
 
 def _told(tree: str, part: str) -> bool:

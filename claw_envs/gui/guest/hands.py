@@ -1,5 +1,7 @@
 """The process that acts: runs pyautogui source text, one piece after the other, on a connection of its own.
 
+    main (pyautogui loaded, no code ever run) ── fork ──▶ serve: code, code, … until it dies or is killed ── fork ──▶ serve …
+
 pyautogui is the real package, with this module where its X11 half would be: keys come from the server's own layout (upstream
 types `>` for `<` and drops what the layout lacks), and nothing waits for a display library of its own to load.
 Speaks lines of JSON: {"code"} in, {"status", "output", "error", "returncode"} out. What must be limited in time is limited by
@@ -12,6 +14,7 @@ import contextlib
 import io
 import json
 import os
+import select
 import sys
 import time
 import traceback
@@ -19,8 +22,10 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from guest import processes
 from guest.x11 import Display
 
+_PLATFORM = "pyautogui._pyautogui_x11"
 _BUTTONS = {"left": 1, "middle": 2, "right": 3, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 7: 7}
 _NAMES = {
     "enter": "Return", "return": "Return", "\n": "Return", "\r": "Return", "tab": "Tab", "\t": "Tab", "\b": "BackSpace",
@@ -37,12 +42,14 @@ _NAMES = {
     **{f"f{i}": f"F{i}" for i in range(1, 25)}, **{f"num{i}": f"KP_{i}" for i in range(10)},
 }  # fmt: skip
 _MOST_OUTPUT = 20_000
+_PAUSE_S = 0.1
+_LOOK_S = 0.004
 _DRAG_STEPS = 8
 
 
 def platform_module(display: Display) -> ModuleType:
     """What pyautogui asks of the platform, over `display`."""
-    module = ModuleType("pyautogui._pyautogui_x11")
+    module = ModuleType(_PLATFORM)
     codes: dict[str, int] = {}
 
     def code_of(key: Any) -> tuple[int, bool]:
@@ -128,24 +135,64 @@ class _Keys(dict[str, int]):
         return 1
 
 
-def load(display: Display) -> ModuleType:
-    """The real pyautogui on `display`, without its pauses. Raises ImportError where it is not installed."""
-    sys.modules["pyautogui._pyautogui_x11"] = platform_module(display)
+def load() -> ModuleType:
+    """The real pyautogui without its pauses, not on any display yet. Raises ImportError where it is not installed."""
+    sys.modules[_PLATFORM] = ModuleType(_PLATFORM)
+    sys.modules[_PLATFORM]._size = lambda: (1, 1)  # type: ignore[attr-defined] (asked for when it is imported)
     for name in ("mouseinfo", "pymsgbox", "pyscreeze"):  # they want tkinter or load slowly, and pyautogui does without
         sys.modules[name] = None  # type: ignore[assignment]
     import pyautogui  # pyright: ignore[reportMissingModuleSource] (`make gui` installs it)
 
     for name in ("mouseinfo", "pymsgbox", "pyscreeze"):
         del sys.modules[name]
-    setattr(pyautogui, "platformModule", sys.modules["pyautogui._pyautogui_x11"])  # noqa: B010 (it declares no such name)
     pyautogui.FAILSAFE = False
-    pyautogui.PAUSE = 0
+    pyautogui.PAUSE = None
     pyautogui.MINIMUM_SLEEP = 0.005
     pyautogui.DARWIN_CATCH_UP_TIME = 0
+    pauses = _Pauses(pyautogui)
+    pyautogui.failSafeCheck = pauses.before
+    setattr(pyautogui, "_handlePause", pauses.after)  # noqa: B010 (it declares no such name)
     plain_press, plain_hotkey, plain_down = pyautogui.press, pyautogui.hotkey, pyautogui.keyDown
     for name, plain in (("press", plain_press), ("hotkey", plain_hotkey), ("keyDown", plain_down)):
         setattr(pyautogui, name, _strict(plain))
     return pyautogui
+
+
+class _Pauses:
+    """What is waited between two calls: pyautogui.PAUSE seconds where the code set it, else until applications and the X server
+    are at rest, but no longer than upstream's 0.1 s. Without it a key may come before what it is meant for has the focus."""
+
+    def __init__(self, pyautogui: ModuleType) -> None:
+        self._pyautogui = pyautogui
+        self._check = pyautogui.failSafeCheck
+        self.due = False
+
+    def after(self, wanted: bool) -> None:
+        """A call has ended. Nothing is waited yet: after the last one the screen is waited for anyway."""
+        seconds = self._pyautogui.PAUSE
+        if wanted and seconds is not None:
+            time.sleep(seconds)
+        self.due = wanted and seconds is None
+
+    def before(self) -> None:
+        """A call begins."""
+        if self.due:
+            self.due = False
+            end, quiet = time.monotonic() + _PAUSE_S, 0
+            while quiet < 2 and time.monotonic() < end:
+                time.sleep(_LOOK_S)
+                quiet = 0 if any(processes.at_work(pid) for pid in processes.mine()) else quiet + 1
+        self._check()
+
+
+def put_on(display: Display) -> None:
+    """pyautogui acts on `display`."""
+    import pyautogui  # pyright: ignore[reportMissingModuleSource]
+
+    sys.modules[_PLATFORM] = module = platform_module(display)
+    setattr(pyautogui, "platformModule", module)  # noqa: B010 (it declares no such name)
+    right, bottom = (length - 1 for length in display.size)
+    pyautogui.FAILSAFE_POINTS[:] = [(0, 0), (0, bottom), (right, 0), (right, bottom)]
 
 
 def _strict(function: Any) -> Any:
@@ -196,18 +243,40 @@ def _answer(out: io.StringIO, error: str, code: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Serves until stdin ends."""
+    """Children serve, one after the other, until stdin ends: each is a copy of this process, in which no code has run yet."""
+    problem = ""
+    try:
+        load()
+    except ImportError as error:
+        problem = f"pyautogui is not in this guest: {error}"
+    while not _ended(sys.stdin.fileno()):
+        child = os.fork()
+        if child == 0:
+            os.setsid()
+            serve(problem)
+            os._exit(0)
+        os.waitpid(child, 0)
+
+
+def _ended(fd: int) -> bool:
+    """Whether nobody will ask any more. What was asked of a child that is dead is thrown away."""
+    while select.select([fd], [], [], 0)[0]:
+        if not os.read(fd, 1 << 16):
+            return True
+    return False
+
+
+def serve(problem: str) -> None:
+    """Answers until stdin ends."""
     requests, answers = sys.stdin, os.fdopen(os.dup(1), "w")
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)  # what an action's child processes print is nobody's answer
     sys.stdin = os.fdopen(os.dup(null))
     display = Display()
-    problem = ""
-    try:
-        load(display)
-    except ImportError as error:
-        problem = f"pyautogui is not in this guest: {error}"
-    answers.write(json.dumps({"ready": not problem, "error": problem}) + "\n")
+    if not problem:
+        put_on(display)
+    # An empty line before it: the one before may have died in the middle of an answer.
+    answers.write("\n" + json.dumps({"ready": not problem, "pid": os.getpid(), "error": problem}) + "\n")
     answers.flush()
     for line in requests:
         request = json.loads(line)

@@ -22,8 +22,9 @@ from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from guest import files
-from guest.screen import png
+from guest.screen import Pictures
 from guest.session import Session, SessionProblem, SharedMachine
+from guest.worker import WorkerProblem
 
 EXECUTE_S = 120.0
 """Longest /execute, as upstream."""
@@ -103,6 +104,7 @@ class Routes:
     def __init__(self, session: Session, token: str = "") -> None:
         self.session = session
         self._token = token
+        self._pictures = Pictures()
         self._one = threading.Lock()
         """Actions, resets and walks are one at a time."""
         self._get: dict[str, Callable[[Request], Answer]] = {
@@ -120,7 +122,7 @@ class Routes:
             "/desktop_path": lambda r: of_json({"desktop_path": os.path.join(session.home, "Desktop")}),
             "/wallpaper": self.wallpaper, "/list_directory": self.list_directory,
             "/start_recording": self.no_recording, "/end_recording": self.no_recording,
-            "/claw/settled": self.settled, "/claw/reset": self.reset, "/claw/files": self.all_files,
+            "/claw/settled": self.settled, "/claw/wait": self.wait, "/claw/reset": self.reset, "/claw/files": self.all_files,
         }  # fmt: skip
 
     def answer(self, method: str, target: str, body: bytes, kind: str, token: str) -> Answer:
@@ -141,7 +143,7 @@ class Routes:
             return route(Request(parts.path, query, body, kind))
         except (ValueError, KeyError, TypeError) as error:
             return problem(f"{parts.path}: {type(error).__name__}: {error}")
-        except SessionProblem as error:
+        except (SessionProblem, WorkerProblem) as error:
             self.session.state = f"dead: {error}"
             return problem(self.session.state, 503)
         except OSError as error:
@@ -160,18 +162,20 @@ class Routes:
 
     def screenshot(self, r: Request) -> Answer:
         self.session.check()
-        return Answer(200, png(self.session.screen.frame()), "image/png")
+        return Answer(200, self._pictures.png(self.session.screen.frame()), "image/png")
 
     def settled(self, r: Request) -> Answer:
         """A screenshot of the screen at rest: {"start_s", "quiet_s", "longest_s"} in, PNG and X-Claw-* headers out."""
         wanted = r.json()
+        pictured = bool(wanted.get("image", True))
         self.session.check()
         done = self.session.screen.settle(
             start_s=float(wanted.get("start_s", 0.05)), quiet_s=float(wanted.get("quiet_s", 0.05)),
             longest_s=min(30.0, float(wanted.get("longest_s", 3.0))), busy=self.session.busy,
+            meanwhile=self._pictures.png if pictured else len,
         )  # fmt: skip
         headers = {"X-Claw-Settled": str(int(done.settled)), "X-Claw-Changed": str(int(done.changed))}
-        body = png(done.frame) if wanted.get("image", True) else b""
+        body = self._pictures.png(done.frame) if pictured else b""
         return Answer(200, body, "image/png", headers)
 
     def accessibility(self, r: Request) -> Answer:
@@ -194,6 +198,11 @@ class Routes:
 
     def windows(self, r: Request) -> Answer:
         return of_json([w._asdict() for w in self.session.windows()])
+
+    def wait(self, r: Request) -> Answer:
+        """Waits until a window whose title holds `title` is there and active, `wait_s` at most."""
+        wanted = r.json()
+        return of_json({"there": self.session.wait_for(str(wanted["title"]), min(60.0, float(wanted["wait_s"])))})
 
     def screen_size(self, r: Request) -> Answer:
         return of_json({"width": self.session.size[0], "height": self.session.size[1]})
@@ -231,7 +240,10 @@ class Routes:
                 with self.session._lock:
                     self.session.display.release_all()
         if done is None:
-            said = f"TimeoutError: the code was stopped after {limit_s:g} s"
+            died = self.session.hands.died
+            said = (
+                "the code ended its own process" if died else f"TimeoutError: the code was stopped after {limit_s:g} s"
+            )
             return {"status": "error", "message": said, "output": "", "error": said, "returncode": -9}
         return done
 

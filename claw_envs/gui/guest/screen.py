@@ -6,13 +6,23 @@ and no request. Format: https://www.x.org/releases/current/doc/man/man1/xwd.1.xh
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
+try:
+    from PIL import Image
+except ImportError:  # a guest may be without; pictures then take longer
+    Image = None
+
+_BAND = 32
+"""Rows that are compressed together."""
+_LIBC = ctypes.CDLL(None)
 _HEADER = struct.Struct(">25I")
 
 
@@ -39,10 +49,12 @@ class Screen:
 
     def __init__(self, path: str) -> None:
         with open(path, "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            # Shows what the server writes as long as nobody writes to it here; only of such a one can an address be had.
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         head = _HEADER.unpack(self._map[: _HEADER.size])
         self.width, self.height, self._row = head[4], head[5], head[12]
         self._begin = head[0] + head[19] * 12
+        self._here = ctypes.addressof(ctypes.c_char.from_buffer(self._map)) + self._begin
         if head[11] != 32 or self._row != self.width * 4:
             raise OSError(f"the screen has {head[11]} bits a pixel; only 32 are understood")
 
@@ -50,57 +62,110 @@ class Screen:
         """The picture now."""
         return Frame(self.width, self.height, self._map[self._begin : self._begin + self._row * self.height])
 
+    def shows(self, frame: Frame) -> bool:
+        """Whether the picture is `frame` now; without a copy of it, since it is asked very often."""
+        return not _LIBC.memcmp(ctypes.c_void_p(self._here), frame.pixels, ctypes.c_size_t(len(frame.pixels)))
+
     def settle(
         self, *, start_s: float, quiet_s: float, longest_s: float, busy: Callable[[], bool] = lambda: False,
-        every_s: float = 0.01, patience_s: float = 2.5,
+        every_s: float = 0.01, patience_s: float = 2.5, meanwhile: Callable[[Frame], object] = lambda frame: None,
     ) -> Settled:  # fmt: skip
         """Waits until nothing has changed for `quiet_s`; for up to `start_s` it waits for something to begin to change.
 
         Who is `busy` may still be about to change something, and is waited for, but no longer than `patience_s` after the last
-        change. A screen that still changes after `longest_s` is given as it is, not settled.
+        change. A screen that still changes after `longest_s` is given as it is, not settled. `meanwhile` is called with every
+        frame that looks as if it might be the last one: what has to be done with that can be done in the time of waiting.
         """
         began = time.monotonic()
-        first = last = self.frame()
+        last = self.frame()
         moved_at = idle_since = began
-        changed = False
+        changed = prepared = False
         while True:
             time.sleep(every_s)
-            now, frame = time.monotonic(), self.frame()
-            if frame.pixels != last.pixels:
-                last, moved_at, changed = frame, now, True
-            if busy():
+            now = time.monotonic()
+            if not self.shows(last):
+                last, moved_at, changed, prepared = self.frame(), now, True, False
+            elif not prepared:
+                meanwhile(last)
+                prepared = True
+            still = now - moved_at
+            if still < quiet_s / 2 or busy():
                 idle_since = now
-            rested = now - moved_at >= quiet_s and (now - idle_since >= quiet_s / 2 or now - moved_at >= patience_s)
+            rested = still >= quiet_s and (now - idle_since >= quiet_s / 2 or still >= patience_s)
             if rested and (changed or now - began >= start_s):
-                return Settled(frame, True, changed or frame.pixels != first.pixels, now - began)
+                return Settled(last, True, changed, now - began)
             if now - began >= longest_s:
-                return Settled(frame, False, changed, now - began)
+                return Settled(last, False, changed, now - began)
 
 
-def png(frame: Frame) -> bytes:
-    """The frame as a PNG file; with Pillow where the guest has it, which is four times as fast."""
-    try:
-        from PIL import Image
-    except ImportError:
-        return _plain_png(frame)
-    import io
+class Pictures:
+    """PNG files of the frames of one screen. A band of rows that did not change is not compressed again.
 
-    image = Image.frombuffer("RGB", (frame.width, frame.height), frame.pixels, "raw", "BGRX", frame.width * 4, 1)
-    out = io.BytesIO()
-    image.save(out, "PNG", compress_level=1, compress_type=3)
-    return out.getvalue()
+    Each band is a piece of the one compressed stream that begins without memory of the piece before (a "full flush" of
+    https://www.rfc-editor.org/rfc/rfc1951), so pieces can be kept and put together; the checksum at the end is put together too.
+    """
+
+    def __init__(self, *, plain: bool = Image is None) -> None:
+        """`plain`: without Pillow, which takes longer."""
+        self._plain = plain
+        self._known: dict[int, _Band] = {}
+        self._shape = (0, 0)
+        self._one = threading.Lock()
+
+    def png(self, frame: Frame) -> bytes:
+        """The frame as a PNG file."""
+        with self._one:
+            if self._shape != (frame.width, frame.height):
+                self._shape, self._known = (frame.width, frame.height), {}
+            check, pieces = 1, [b"\x78\x01"]
+            for top in range(0, frame.height, _BAND):
+                band = self._band(frame, top)
+                pieces.append(band.packed)
+                check = _joined(check, band.check, band.length)
+        pieces.append(b"\x03\x00" + struct.pack(">I", check))
+        head = struct.pack(">2I5B", frame.width, frame.height, 8, 2, 0, 0, 0)
+        parts = ((b"IHDR", head), (b"IDAT", b"".join(pieces)), (b"IEND", b""))
+        return b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+            for name, data in parts
+        )
+
+    def _band(self, frame: Frame, top: int) -> _Band:
+        row = frame.width * 4
+        pixels = frame.pixels[top * row : min(top + _BAND, frame.height) * row]
+        known = self._known.get(top)
+        if known is None or known.pixels != pixels:
+            lines = _lines(pixels, frame.width, self._plain)
+            packer = zlib.compressobj(1, zlib.DEFLATED, -15)
+            packed = packer.compress(lines) + packer.flush(zlib.Z_FULL_FLUSH)
+            known = self._known[top] = _Band(pixels, packed, zlib.adler32(lines), len(lines))
+        return known
 
 
-def _plain_png(frame: Frame) -> bytes:
-    """The same with the standard library alone."""
-    size = frame.width * frame.height
-    rgb = bytearray(3 * size)
-    for channel in range(3):
-        rgb[channel::3] = frame.pixels[2 - channel :: 4]
-    row = frame.width * 3
-    lines = b"".join(b"\0" + rgb[i : i + row] for i in range(0, len(rgb), row))
-    head = struct.pack(">2I5B", frame.width, frame.height, 8, 2, 0, 0, 0)
-    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(lines, 1)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
-    )
+class _Band(NamedTuple):
+    """Some rows of a picture: as the server keeps them, compressed, and what the compressed stream's end must know of them."""
+
+    pixels: bytes
+    packed: bytes
+    check: int
+    length: int
+
+
+def _lines(pixels: bytes, width: int, plain: bool) -> bytes:
+    """Rows of blue, green, red and nothing as rows of red, green, blue, each with a PNG's mark of "unfiltered" before it."""
+    rows = len(pixels) // (4 * width)
+    if Image is not None and not plain:
+        rgb = Image.frombuffer("RGB", (width, rows), pixels, "raw", "BGRX", width * 4, 1).tobytes()
+    else:
+        rgb = bytearray(3 * width * rows)
+        for channel in range(3):
+            rgb[channel::3] = pixels[2 - channel :: 4]
+    row = 3 * width
+    return b"".join(b"\0" + rgb[i : i + row] for i in range(0, len(rgb), row))
+
+
+def _joined(one: int, other: int, length: int) -> int:
+    """The Adler-32 of two texts one after the other, from theirs and the second's length (RFC 1950)."""
+    a, b = one & 0xFFFF, one >> 16
+    c, d = other & 0xFFFF, other >> 16
+    return ((b + d + length * (a - 1)) % 65521) << 16 | (a + c - 1) % 65521

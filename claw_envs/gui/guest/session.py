@@ -8,7 +8,6 @@ Knows no HTTP.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import shutil
@@ -17,14 +16,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from guest.screen import Screen
+from guest import processes
+from guest.screen import Frame, Screen
+from guest.worker import START_S, Worker, WorkerProblem
 from guest.x11 import Display, Window
 
-START_S = 60.0
-"""Longest start of any one part."""
 _ATSPI = ("/usr/libexec/at-spi-bus-launcher", "/usr/lib/at-spi2-core/at-spi-bus-launcher")
 _GTK = """[Settings]
 gtk-cursor-blink=0
@@ -68,95 +67,6 @@ class SharedMachine(Exception):
     """A reset was asked for where it could hurt others."""
 
 
-class Worker:
-    """A process that answers lines of JSON; killed and started anew when it does not answer in time."""
-
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], cwd: str, log: str) -> None:
-        self._argv, self._env, self._cwd, self._log = list(argv), dict(env), cwd, log
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._rest = b""
-        self.problem = ""
-
-    def start(self) -> None:
-        """Running, though perhaps not ready yet."""
-        self._rest = b""
-        with open(self._log, "ab") as log:
-            self._process = subprocess.Popen(
-                self._argv, env=self._env, cwd=self._cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                start_new_session=True,
-            )  # fmt: skip
-
-    def ready(self) -> None:
-        """It has said that it is ready. Raises SessionProblem."""
-        said = self._line(START_S)
-        if said is None:
-            raise SessionProblem(f"the worker {self._argv[-1]!r} does not start: {self.last_words()}")
-        self.problem = said.get("error", "")
-
-    def ask(self, request: Mapping[str, Any], limit_s: float) -> dict[str, Any] | None:
-        """Its answer; None when there was none in time (it is a new process then) or when it died."""
-        with self._lock:
-            process = self._process
-            if process is None or process.poll() is not None:
-                self._again()
-                process = self._process
-            assert process is not None
-            assert process.stdin is not None
-            try:
-                process.stdin.write(json.dumps(request).encode() + b"\n")
-                process.stdin.flush()
-                answer = self._line(limit_s)
-            except OSError:
-                answer = None
-            if answer is None:
-                self._again()
-            return answer
-
-    def kill(self) -> None:
-        """It is dead, and what it started too."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
-            self._process = None
-
-    def last_words(self) -> str:
-        """The end of what it wrote to stderr."""
-        with contextlib.suppress(OSError), open(self._log, "rb") as log:
-            return log.read()[-400:].decode(errors="replace").strip()
-        return ""
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid if self._process is not None else 0
-
-    def _again(self) -> None:
-        self.kill()
-        self.start()
-        self.ready()
-
-    def _line(self, limit_s: float) -> dict[str, Any] | None:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        end = time.monotonic() + limit_s
-        fd = self._process.stdout.fileno()
-        while b"\n" not in self._rest:
-            left = end - time.monotonic()
-            if left <= 0 or not select.select([fd], [], [], left)[0]:
-                return None
-            more = os.read(fd, 1 << 20)
-            if not more:
-                return None
-            self._rest += more
-        line, _, self._rest = self._rest.partition(b"\n")
-        return json.loads(line)
-
-
 class Session:
     """One desktop. `home` is where applications keep their settings, `workdir` where they start."""
 
@@ -170,8 +80,11 @@ class Session:
         self._number = display
         self._parts: list[subprocess.Popen[Any]] = []
         self._base: dict[int, str] = {}
+        """The processes that were there when it became ready, and when they started."""
+        self._waiting: set[int] = set()
+        """Those of them whose work is not an application's."""
         self._home_files: dict[str, bytes] = {}
-        self._rest_frame = b""
+        self._rest_frame = Frame(0, 0, b"")
         self.wallpaper = ""
         self._lock = threading.Lock()
 
@@ -202,8 +115,11 @@ class Session:
         self.display = Display(self.env["DISPLAY"])
         self._wait("the window manager", lambda: os.path.exists(started) and self.display.managed())
         self.state = "waiting for the accessibility bus"
-        tree.ready()
-        hands.ready()
+        try:
+            tree.ready()
+            hands.ready()
+        except WorkerProblem as problem:
+            raise SessionProblem(str(problem)) from None
         if hands.problem:
             raise SessionProblem(hands.problem)
         self._keep_as_it_is()
@@ -266,7 +182,7 @@ class Session:
 
     def _worker(self, name: str) -> Worker:
         argv = [sys.executable, *(["-S"] if name == "hands" else []), sys.argv[0], name]
-        return Worker(argv, self.env, self.workdir, f"{self._folder('run')}/{name}.log")
+        return Worker(argv, self.env, self.workdir, f"{self._folder('run')}/{name}.log", forks=name == "hands")
 
     def _part(self, argv: Sequence[str], pass_fds: tuple[int, ...] = ()) -> subprocess.Popen[Any]:
         part = subprocess.Popen(
@@ -314,6 +230,16 @@ class Session:
                 return window
         return None
 
+    def wait_for(self, part: str, limit_s: float) -> bool:
+        """Whether a window whose title holds `part` is there and active, within so long."""
+        end = time.monotonic() + limit_s
+        while not any(part in w.title and w.active for w in self.windows()):
+            self.check()
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        return True
+
     def act_on(self, window: Window, what: str) -> None:
         """`what`: "activate" or "close"."""
         with self._lock:
@@ -321,8 +247,13 @@ class Session:
 
     def busy(self) -> bool:
         """Whether an application or the X server is at work (or waits for the processor) just now, on any of its threads."""
-        others = [p for p in _processes() if p not in self._base and p not in (self.hands.pid, self.tree.pid)]
-        return any(_at_work(pid) for pid in (*others, self._parts[0].pid))
+        me = os.getuid()
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+            with contextlib.suppress(OSError):
+                ours = pid not in self._waiting and os.stat(f"/proc/{pid}").st_uid == me
+                if (ours or pid == self._parts[0].pid) and processes.at_work(pid):
+                    return True
+        return False
 
     # ---- the way back
 
@@ -330,8 +261,9 @@ class Session:
         """What a reset goes back to: these processes, these files, this picture."""
         with self._lock:
             self.display.move(self.size[0] // 2, self.size[1] // 2)
-        self._rest_frame = self.screen.settle(start_s=0.05, quiet_s=0.05, longest_s=5.0).frame.pixels
-        self._base = _processes()
+        self._rest_frame = self.screen.settle(start_s=0.05, quiet_s=0.05, longest_s=5.0).frame
+        self._base = {pid: found.started for pid, found in processes.mine().items()}
+        self._waiting = self._base.keys() | processes.ancestors()
         for folder, _, names in os.walk(self.home):
             for name in names:
                 path = os.path.join(folder, name)
@@ -349,25 +281,22 @@ class Session:
             raise SharedMachine(
                 "this desktop shares its machine with others; only one started with --alone, and not as root, resets"
             )
-        self.hands.kill()
-        self._kill_others()
-        with self._lock:
-            self.display.release_all()
-            self.display.move(self.size[0] // 2, self.size[1] // 2)
-        self._clean_files()
-        self.hands.start()
-        self._base[self.hands.pid] = _started(self.hands.pid)
         try:
+            self.hands.renew()
+            self._kill_others()
+            with self._lock:
+                self.display.release_all()
+                self.display.move(self.size[0] // 2, self.size[1] // 2)
+            self._clean_files()
             self.check()
             self._wait("the end of the last window", lambda: not self.windows(), 2.0)
-            self.hands.ready()
-        except SessionProblem as problem:
+        except (SessionProblem, WorkerProblem) as problem:
             return str(problem)
-        if extra := _processes().keys() - self._base.keys() - {self.hands.pid}:
-            return f"processes {sorted(extra)} are still there"
+        if extra := self._others():
+            return f"processes {extra} are still there"
         self.wallpaper = ""
         end = time.monotonic() + 1.0
-        while self.screen.frame().pixels != self._rest_frame:
+        while not self.screen.shows(self._rest_frame):
             if time.monotonic() > end:
                 return "the screen does not look as it did at the start"
             time.sleep(0.005)
@@ -376,10 +305,7 @@ class Session:
     def _kill_others(self) -> None:
         """Whatever of this user's processes was not there at the start is dead."""
         end = time.monotonic() + 2.0
-        while time.monotonic() < end:
-            others = [p for p, started in _processes().items() if self._base.get(p) != started]
-            if not others:
-                return
+        while (others := self._others()) and time.monotonic() < end:
             for pid in others:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
@@ -387,6 +313,11 @@ class Session:
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
             time.sleep(0.003)
+
+    def _others(self) -> list[int]:
+        """Processes that were not there at the start, nor are in their places."""
+        ours = self.hands.pids
+        return [p for p, found in processes.mine().items() if self._base.get(p) != found.started and p not in ours]
 
     def _clean_files(self) -> None:
         for folder in (self.workdir, "/tmp", "/var/tmp", "/dev/shm"):
@@ -415,50 +346,6 @@ class Session:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(part.pid, signal.SIGKILL)
             part.wait()
-
-
-def _processes() -> dict[int, str]:
-    """This user's processes but this one and the ancestors of it: number → when it started."""
-    me, out = os.getuid(), {}
-    above = _ancestors()  # the processes of whoever started the guest are not its own
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) not in above:
-            with contextlib.suppress(OSError):
-                if os.stat(f"/proc/{name}").st_uid == me and (started := _started(int(name))):
-                    out[int(name)] = started
-    return out
-
-
-def _at_work(pid: int) -> bool:
-    """Whether any thread of the process runs, could run, or waits for a disk."""
-    with contextlib.suppress(OSError, IndexError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/stat", "rb") as file:
-                if file.read(512).rpartition(b")")[2].split()[0] in (b"R", b"D"):
-                    return True
-    return False
-
-
-def _ancestors() -> set[int]:
-    out, pid = set(), os.getpid()
-    while pid > 0:
-        out.add(pid)
-        try:
-            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-                pid = int(file.read().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            break
-    return out
-
-
-def _started(pid: int) -> str:
-    """When it started, in ticks; "" when it is gone or only waits to be buried."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] == "Z" else fields[19]
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
