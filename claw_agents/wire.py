@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -289,9 +290,21 @@ def _image(part: Mapping[str, Any], where: str, limits: WireLimits) -> bytes:
     if not isinstance(url, str) or not url.startswith(_IMAGE) or ";base64," not in url:
         raise WireError(f"{where}.image_url must be a data:image/…;base64 URL; nothing is fetched", param=where)
     try:
-        return base64.b64decode(url.partition(";base64,")[2], validate=True)
+        data = base64.b64decode(url.partition(";base64,")[2], validate=True)
     except (binascii.Error, ValueError):
         raise WireError(f"{where}.image_url is no base64", param=where) from None
+    _check_image(data, where)
+    return data
+
+
+def _check_image(data: bytes, where: str) -> None:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.verify()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise WireError(f"{where}.image_url holds {len(data)} bytes that are no image", param=where) from None
 
 
 def _calls(value: Any, where: str) -> tuple[ToolCall, ...]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 
 import pytest
+from PIL import Image
 
 from claw_agents.trajectory import Generation
 from claw_agents.wire import Head, WireError, WireLimits, logprob_rows, message_row, read_request, spell, with_ids
@@ -130,8 +133,11 @@ def test_a_policy_that_sees_reads_images_from_data_urls_and_fetches_nothing():
     def content(url):
         return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
 
-    assert read(WireLimits(images=True), messages=content("data:image/png;base64,YWI=")).messages[0].images == (b"ab",)
-    for url in ("http://127.0.0.1/x.png", "data:image/png;base64,%%", None):
+    drawn = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(drawn, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(drawn.getvalue()).decode()}"
+    assert read(WireLimits(images=True), messages=content(url)).messages[0].images == (drawn.getvalue(),)
+    for url in ("http://127.0.0.1/x.png", "data:image/png;base64,%%", None, "data:image/png;base64,YWI=", url[:-20]):
         with pytest.raises(WireError):
             read(WireLimits(images=True), messages=content(url))
 
