@@ -29,7 +29,7 @@ install() { # only what is missing
 
 guest() { # what every guest carries. Without their own dependencies: in a guest pyautogui needs neither tkinter nor an X library
   "$python" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("pyautogui"))' ||
-    "$python" -m pip install --quiet --disable-pip-version-check --no-deps 'pyautogui==0.9.54' pytweening pyscreeze
+    "$python" -m pip install --quiet --disable-pip-version-check --no-deps -r "$here/../requirements/gui.lock"
 }
 
 packages() {

@@ -20,6 +20,10 @@ LOCKS = {
 }
 
 
+ALONE = {"gui": ("pyautogui", "pyscreeze", "pytweening")}
+"""Locks of packages that are installed without what they require: a guest needs neither tkinter nor a second X library."""
+
+
 def closure(requirements: list[str]) -> dict[str, str]:
     """Version by canonical name of everything that `requirements` need on this Python, themselves included."""
     pins: dict[str, str] = {}
@@ -54,6 +58,18 @@ def main() -> None:
         lines = "".join(f"{name}=={version}\n" for name, version in sorted(pins.items()))
         (HERE / f"{lock}.lock").write_text(head + lines, encoding="utf-8")
         print(f"requirements/{lock}.lock: {len(pins)} packages")
+    for lock, names in ALONE.items():
+        head = "# Written by requirements/lock.py. Install with pip's --no-deps: see docker/gui.sh.\n"
+        lines = "".join(f"{name}=={_version(name)}\n" for name in names)
+        (HERE / f"{lock}.lock").write_text(head + lines, encoding="utf-8")
+        print(f"requirements/{lock}.lock: {len(names)} packages")
+
+
+def _version(name: str) -> str:
+    try:
+        return distribution(name).version
+    except PackageNotFoundError:
+        raise SystemExit(f"{name} is not installed: make gui") from None
 
 
 if __name__ == "__main__":

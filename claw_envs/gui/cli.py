@@ -10,16 +10,20 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-from claw_envs.errors import ClawError, InfraError
+from claw_envs.errors import ClawError, ConfigError, InfraError
 
-USAGE = """usage: python -m claw_envs gui verify [DIR] [provider=NAME] [families=A,B]
+_AT_ONCE = 2
+"""Tasks that are proved at the same time."""
+USAGE = """usage: python -m claw_envs gui verify [DIR] [provider=NAME] [families=A,B] [split=heldout] [tasks=1]
        python -m claw_envs gui record [again] [families=A,B]
        python -m claw_envs gui film EPISODE.json OUT.gif|OUT.png
 
-verify without DIR plays every family of generated tasks once, as it should be and as it should not; with DIR it says which of
+verify without DIR plays `tasks` generated tasks of every family, as it should be and as it should not; with DIR it says which of
 the OSWorld task files there can run here, and why the others cannot."""
 
 
@@ -29,7 +33,9 @@ def main(argv: Sequence[str]) -> int:
     words = [a for a in argv if "=" not in a]
     if len(words) == 3 and words[0] == "film":
         return _film(Path(words[1]), Path(words[2]))
-    if not words or words[0] not in ("verify", "record") or len(words) > 2 or options.keys() - {"provider", "families"}:
+    if not words or words[0] not in ("verify", "record") or len(words) > 2 or options.keys() - {
+        "provider", "families", "split", "tasks"
+    }:  # fmt: skip
         print(USAGE, file=sys.stderr)
         return 2
     families = options["families"].split(",") if "families" in options else None
@@ -40,7 +46,10 @@ def main(argv: Sequence[str]) -> int:
             from claw_envs.gui.osworld import verify_folder
 
             return verify_folder(Path(words[1]))
-        return _verify(families, options.get("provider", "namespace"))
+        tasks = options.get("tasks", "1")
+        if not tasks.isdecimal() or int(tasks) < 1:
+            raise ConfigError(f"tasks is {tasks!r}; it must be a whole number of at least 1")
+        return _verify(families, options.get("provider", "namespace"), options.get("split", "heldout"), int(tasks))
     except ClawError as e:
         print(e, file=sys.stderr)
         return 1
@@ -71,30 +80,44 @@ def _record(families: list[str] | None, *, again: bool) -> int:
     return 1 if bad else 0
 
 
-def _verify(families: list[str] | None, provider: str) -> int:
-    from claw_envs.gui.demos import Way, played
-    from claw_envs.gui.env import GuiEnv
+def _verify(families: list[str] | None, provider: str, split: str, tasks: int) -> int:
     from claw_envs.gui.families import choose
-    from claw_envs.gui.tasks import GeneratedTask, load
+    from claw_envs.gui.tasks import load
 
     chosen = choose(families)
+    rows = load(split, families=[f.name for f in chosen], count=tasks * len(chosen))
+    outcomes: dict[str, list[tuple[str, float]]] = {f.name: [] for f in chosen}
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        for task, outcome in zip(rows, threads.map(lambda t: _proved(t, provider), rows), strict=True):
+            outcomes[task.family].append(outcome)
+            if outcome[0]:
+                print(f"{task.id}: {outcome[0]}", flush=True)
     bad = 0
-    ways: tuple[tuple[Way, bool], ...] = (("oracle", True), ("habit", False))
-    with closing(GuiEnv(sees="tree", max_turns=100, provider=provider)) as env:
-        for task in load("train", families=[f.name for f in chosen], count=len(chosen)):
-            assert isinstance(task, GeneratedTask)
-            problem = ""
-            began = time.monotonic()
-            for way, right in ways:
-                try:
-                    kept, success = played(env, task, way)
-                except (InfraError, KeyError) as error:
-                    problem = f"{way}: {error}"
-                    break
-                if success is not right:
-                    problem = f"the {way} ended with success={success}: {kept.said}"
-                    break
-            bad += bool(problem)
-            print(f"{task.family}: {problem or 'sound'} ({time.monotonic() - began:.1f} s)", flush=True)
-    print(f"{len(chosen)} families, {bad} with problems")
+    for one in chosen:
+        found = outcomes[one.name]
+        sound = sum(not problem for problem, _ in found)
+        bad += sound < len(found)
+        seconds = sum(s for _, s in found) / len(found)
+        print(f"{one.name:<14} {one.app:<11} {sound} of {len(found)} sound   {seconds:.1f} s each")
+    print(f"{len(chosen)} families, {bad} with problems ({split} tasks: the oracle must pass, the habit fail)")
     return 1 if bad else 0
+
+
+def _proved(task: Any, provider: str) -> tuple[str, float]:
+    """What is wrong with a generated task ("": nothing), and how long it took to find out."""
+    from claw_envs.gui.demos import Way, played
+    from claw_envs.gui.env import GuiEnv
+
+    ways: tuple[tuple[Way, bool], ...] = (("oracle", True), ("habit", False))
+    began = time.monotonic()
+    problem = ""
+    with closing(GuiEnv([task], sees="tree", max_turns=100, provider=provider)) as env:
+        for way, right in ways:
+            try:
+                kept, success = played(env, task, way)
+            except (InfraError, KeyError) as error:
+                problem = problem or f"{way}: {error}"
+                continue
+            if success is not right:
+                problem = problem or f"the {way} ended with success={success}: {kept.said}"
+    return problem, time.monotonic() - began

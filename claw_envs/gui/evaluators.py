@@ -147,10 +147,15 @@ for part, path in (("desktop_env", root), ("desktop_env.evaluators", root / "eva
                    ("desktop_env.evaluators.metrics", root / "evaluators" / "metrics")):
     sys.modules[part] = module = types.ModuleType(part)
     module.__path__ = [str(path)]
+for heavy in ("easyocr", "torch", "torchvision"):
+    if importlib.util.find_spec(heavy) is None:
+        sys.modules[heavy] = types.ModuleType(heavy)
 found = [f.stem for f in (root / "evaluators" / "metrics").glob("*.py") if f"\\ndef {name}(" in f.read_text(encoding="utf-8")]
 if not found:
     sys.exit(f"desktop-env has no metric {name}")
 function = getattr(importlib.import_module("desktop_env.evaluators.metrics." + found[0]), name)
+if "easyocr" in function.__code__.co_names and not hasattr(sys.modules.get("easyocr"), "Reader"):
+    sys.exit("it reads text in pictures with easyocr, which is not installed")
 request = json.load(sys.stdin)
 if request is not None:
     out = sys.stdout
@@ -158,7 +163,8 @@ if request is not None:
     score = float(function(*request["arguments"], **request["options"]))
     print(json.dumps({"score": score}), file=out)
 """
-"""Imports one module of the package's metrics without the package's own __init__, which wants every library of all of them."""
+"""Imports one module of the package's metrics without the package's own __init__, which wants every library of all of them; and
+without easyocr (which brings torch), which most metrics beside those that use it do not need."""
 
 
 @dataclass(frozen=True, slots=True)
