@@ -59,6 +59,9 @@ class LearnerConfig:
     """What the rate does after warm-up; linear and cosine end at 0 after total_steps."""
     total_steps: int = 0
     """Steps that linear and cosine span; 0: unset."""
+    epochs: int = 1
+    """Optimizer steps over one batch, which together make one version; ratios are against the weights that sampled, so that the
+    losses' clipping bounds how far they go."""
     micro_batch_tokens: int = 2048
     """Most padded tokens in one forward pass; the result does not depend on it. Small is fast on a CPU (caches)."""
     share_prefix: bool = True
@@ -85,7 +88,7 @@ class LearnerConfig:
         for name, kind in (("schedule", Schedule), ("precision", Precision)):
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(f"learner.{name} is {getattr(self, name)!r}; there are: {', '.join(get_args(kind))}")
-        for name in ("micro_batch_tokens", "max_nonfinite", "threads", "keep_weights"):
+        for name in ("epochs", "micro_batch_tokens", "max_nonfinite", "threads", "keep_weights"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"learner.{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.nice <= 19:

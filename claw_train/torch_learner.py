@@ -69,7 +69,10 @@ class TorchLearner:
         self._broken_steps = 0
 
     def step(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """One optimizer step over all of `samples`; a non-finite loss or gradient skips it (metric `skipped`, same version).
+        """`epochs` optimizer steps (one by default) over all of `samples`, which together make one version.
+
+        A non-finite loss or gradient skips its step and those after it; the first one's: metric `skipped`, same version. Losses
+        and norm are those of the last step that was made.
 
         Raises LearnerError: nothing to train in `samples`, or too many skipped steps in a row (their samples are saved).
         """
@@ -78,28 +81,37 @@ class TorchLearner:
         if not rows:
             raise LearnerError(f"a step needs at least one trained token; the {len(samples)} samples have none")
         self.policy.check([samples[r] for r in rows])
-        counts = count(samples)
-        sums, offending = self._accumulate(samples, counts)
-        norm = self._clip() if not offending else math.nan
-        skipped = not math.isfinite(norm)
-        rate = learning_rate(self.config, self.version)
-        if skipped:
-            self._skip([samples[r] for r in offending or rows])
-        else:
-            self._update(rate)
-        real, padded = sums.pop("tokens_read", 0), sums.pop("tokens_padded", 0)
+        counts, rate = count(samples), learning_rate(self.config, self.version)
+        read: Counter[str] = Counter()
+        steps = [self._epoch(samples, rows, counts, rate, read)]
+        while len(steps) < self.config.epochs and math.isfinite(steps[-1]["grad_norm"]):
+            steps.append(self._epoch(samples, rows, counts, rate, read))
+        made = [step for step in steps if math.isfinite(step["grad_norm"])]
+        self.version += bool(made)
         return {
-            **({} if skipped else averages(sums, self.loss, counts)),
+            **(made or steps)[-1],
             "version": float(self.version),
-            "skipped": float(skipped),
-            "grad_norm": norm,
+            "skipped": float(not made),
             "lr": rate,
             "rows": float(len(rows)),
             "tokens": float(counts.tokens),
-            "tokens_read": float(real),
-            "padding": 1.0 - real / max(padded, 1),
+            "tokens_read": float(read["tokens_read"]),
+            "padding": 1.0 - read["tokens_read"] / max(read["tokens_padded"], 1),
             "step_s": time.perf_counter() - started,
         }
+
+    def _epoch(
+        self, samples: Sequence[Sample], rows: Sequence[int], counts: Counts, rate: float, read: Counter[str]
+    ) -> dict[str, float]:
+        """One optimizer step: its losses and norm; only a norm that is not finite where it was skipped. `read` is added to."""
+        sums, offending = self._accumulate(samples, counts)
+        read.update({name: sums.pop(name, 0) for name in ("tokens_read", "tokens_padded")})
+        norm = self._clip() if not offending else math.nan
+        if not math.isfinite(norm):
+            self._skip([samples[r] for r in offending or rows])
+            return {"grad_norm": norm}
+        self._update(rate)
+        return {**averages(sums, self.loss, counts), "grad_norm": norm}
 
     def _accumulate(self, samples: Sequence[Sample], counts: Counts) -> tuple[Counter[str], Sequence[int]]:
         """Gradients of the whole batch; returns sums for the metrics, and the rows whose loss is not finite (then it stops)."""
@@ -140,7 +152,6 @@ class TorchLearner:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.version += 1
         self._broken, self._broken_steps = [], 0
 
     def _skip(self, offending: Sequence[Sample]) -> None:

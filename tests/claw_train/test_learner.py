@@ -346,6 +346,18 @@ def test_without_a_weight_no_reference_is_asked(make):
     assert forwards(asked, asked.policy.causal) == 2 * parts
 
 
+def test_epochs_are_steps_over_one_batch_that_make_one_version(make):
+    """Ratios are against the weights that sampled, so that three epochs are three steps with the same samples."""
+    one, three = make(warmup_steps=0), make(warmup_steps=0, epochs=3)
+    for _ in range(3):
+        last = one.step(rows())
+    metrics = three.step(rows())
+    assert all(torch.equal(x, values(one)[n]) for n, x in values(three).items())
+    assert (three.version, one.version) == (1, 3)
+    assert metrics["loss"] == last["loss"]
+    assert metrics["tokens_read"] == 3 * last["tokens_read"]
+
+
 def poisoned(samples, at=0):
     bad = replace(samples[at], advantages=np.where(samples[at].loss_mask, np.nan, 0).astype(np.float32))
     return [bad if i == at else s for i, s in enumerate(samples)]
