@@ -158,10 +158,10 @@ class Sessions:
         clock: Callable[[], float] = time.monotonic,
         new_name: Callable[[], str] = lambda: secrets.token_hex(6),
         taken: Callable[[str], bool] = lambda id: False,
-        recall: Recall = lambda user, messages: (),
+        recall: Recall | None = None,
         context: int = 0,
     ) -> None:
-        """`taken`: whether an episode of this id is on record already, from an earlier life. `recall`: the memory. `context`:
+        """`taken`: whether an episode of this id is on record already, from an earlier life. `recall`: of a memory. `context`:
         most tokens of prompt and reply, of which notes leave at least half; 0: unknown."""
         self.config = config or SessionConfig()
         self.forks = self.rewritten = self.opened = 0
@@ -344,7 +344,7 @@ class Sessions:
     ) -> tuple[Prompt, tuple[str, ...]]:
         """The prompt of a conversation from its beginning, and the notes that stand in it: no more than leave it room."""
         said = without_ids(messages)
-        notes = self._recall(user, said)
+        notes = self._recall(user, said) if self._recall is not None else ()
         while True:
             prompt = renderer.begin(tools, with_notes(said, notes))
             if not notes or not self._context or 2 * len(prompt.tokens) <= self._context:

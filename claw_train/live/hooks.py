@@ -102,10 +102,9 @@ class LiveHooks:
         for session in going_on:
             self._sessions.discard(session)
         ids = sorted({*self._sink.ids(id), *(s.id for s in going_on)})
-        rows = [dict(self._sink.forget(i)) for i in ids]
-        for row in rows if self._memory is not None else ():
-            row["notes"] = self._memory.forget_source(row["id"])
-        return rows
+        rows = [self._sink.forget(i) for i in ids]
+        memory = self._memory
+        return rows if memory is None else [{**row, "notes": memory.forget_source(row["id"])} for row in rows]
 
     # Parts
 

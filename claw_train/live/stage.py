@@ -133,7 +133,7 @@ async def _open(live: Live, stack: AsyncExitStack, say: Any, on_row: list[Any], 
     context = getattr(live.mind.policy, "context", 0)
     sessions = Sessions(
         live.mind.renderer, sink, settings.sessions, taken=live.journal.has, context=context,
-        **({"recall": live.memory.recall} if live.memory is not None else {}),
+        recall=live.memory.recall if live.memory is not None else None,
     )  # fmt: skip
     for trajectory in sink.restore():
         sessions.restore(trajectory)

@@ -126,7 +126,7 @@ class LiveWorld:
         self.sink = LearningSink(self.loop, self.journal, self.redactor, self.live, clock=self.clock)
         self.sessions = Sessions(
             DigitRenderer(), self.sink, self.live.sessions or SessionConfig(), clock=self.clock, taken=self.journal.has,
-            **({} if self.memory is None else {"recall": self.memory.recall}),
+            recall=None if self.memory is None else self.memory.recall,
         )  # fmt: skip
         self.status = Status(
             "test", version=lambda: self.policy.version, sessions=self.sessions, sink=self.sink, loop=self.loop,
