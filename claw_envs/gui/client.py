@@ -242,9 +242,9 @@ class Desktop:
                 return Shot(shot, settled=False)
             time.sleep(0.01)
 
-    def tree(self, *, showing: bool = True, nodes: int = 2000) -> str:
-        """The accessibility tree as OSWorld's XML; where the guest can, only what is on the screen."""
-        query = f"?{urlencode({'showing': int(showing), 'nodes': nodes})}"
+    def tree(self, *, showing: bool = True, nodes: int = 2000, depth: int = 50) -> str:
+        """The accessibility tree as OSWorld's XML; where the guest can, only what is shown, down to `depth`."""
+        query = f"?{urlencode({'showing': int(showing), 'nodes': nodes, 'depth': depth})}"
         return self._json("GET", f"/accessibility{query}", limit_s=self.limits.tree)["AT"]
 
     def windows(self) -> list[Window]:

@@ -29,7 +29,10 @@ _APPLICATIONS = {
     "thunderbird": ("thunderbird",),
 }
 """Part of a related application's name → programs of which one must be in the guest."""
-_PARTS = {"gsettings": "GNOME's settings", "org.gnome": "GNOME's settings", "spotify": "the internet", "sudo ": "root"}
+_PARTS = {
+    "gsettings": "GNOME's settings", "org.gnome": "GNOME's settings", "spotify": "the internet", "sudo ": "root",
+    "pactl": "a sound server", "vm_terminal_output": "a terminal that tells what it shows",
+}  # fmt: skip
 """What commands of a task give away: part of one → what it needs and our own desktops do not have."""
 
 

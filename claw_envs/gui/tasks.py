@@ -31,6 +31,8 @@ PER_FAMILY = {"train": 200, "validation": 4, "heldout": 6}
 _BUCKETS = {"train": range(80), "validation": range(80, 90), "heldout": range(90, 100)}
 _WINDOW_S = 40.0
 """Longest wait for an application's window."""
+_WINDOW_DEPTH = 2
+"""How deep in the tree the content of a window begins: below its application and itself."""
 _PATIENCE_S = (0.1, 0.4, 0.0)
 """How long a wrong final state may still begin to change, after each look at it."""
 _DISPLAY = re.compile(r'<text name="[^"]*"[^>]*>([^<]*)</text>')
@@ -104,7 +106,7 @@ def wait_for_window(desktop: Desktop, part: str, *, tells: bool) -> None:
     there = desktop.has_window(part, wait_s=_WINDOW_S)
     if there:
         _rest(desktop)
-    while there and tells and not _told(desktop.tree(), part):
+    while there and tells and not _told(desktop.tree(depth=_WINDOW_DEPTH), part):
         there = time.monotonic() < end
         time.sleep(0.05)
     if not there:

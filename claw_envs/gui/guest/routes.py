@@ -181,8 +181,9 @@ class Routes:
     def accessibility(self, r: Request) -> Answer:
         showing = r.query.get("showing") == "1"
         nodes = max(1, min(20_000, int(r.query.get("nodes", "4000"))))
+        depth = max(1, int(r.query.get("depth", "50")))
         windows = [w._asdict() for w in self.session.windows()]
-        answer = self.session.tree.ask({"showing": showing, "nodes": nodes, "windows": windows}, TREE_S)
+        answer = self.session.tree.ask({"showing": showing, "nodes": nodes, "depth": depth, "windows": windows}, TREE_S)
         if answer is None:
             return problem(f"no accessibility tree within {TREE_S:g} s", 504)
         return of_json({"AT": answer["AT"], "nodes": answer["nodes"], "cut": answer["cut"]})

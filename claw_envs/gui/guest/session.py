@@ -260,7 +260,7 @@ class Session:
     def _keep_as_it_is(self) -> None:
         """What a reset goes back to: these processes, these files, this picture."""
         with self._lock:
-            self.display.move(self.size[0] // 2, self.size[1] // 2)
+            self._put_pointer_away()
         self._rest_frame = self.screen.settle(start_s=0.05, quiet_s=0.05, longest_s=5.0).frame
         self._base = {pid: found.started for pid, found in processes.mine().items()}
         self._waiting = self._base.keys() | processes.ancestors()
@@ -270,6 +270,10 @@ class Session:
                 if os.path.isfile(path) and not os.path.islink(path) and os.path.getsize(path) < 1 << 20:
                     with open(path, "rb") as file:
                         self._home_files[path] = file.read()
+
+    def _put_pointer_away(self) -> None:
+        """Into a corner: over a window that opens, it would sooner or later bring up what the window says of a button."""
+        self.display.move(self.size[0] - 4, self.size[1] - 4)
 
     def reset(self) -> str:
         """The desktop is as it was when it became ready; "" when that is proved, else what is different.
@@ -286,7 +290,7 @@ class Session:
             self._kill_others()
             with self._lock:
                 self.display.release_all()
-                self.display.move(self.size[0] // 2, self.size[1] // 2)
+                self._put_pointer_away()
             self._clean_files()
             self.check()
             self._wait("the end of the last window", lambda: not self.windows(), 2.0)

@@ -1,7 +1,7 @@
 """The process that reads the accessibility tree and writes it as OSWorld's XML.
 
 Readings are capped in depth, children, nodes and time, and may leave out what is not on the screen.
-Speaks lines of JSON: {"showing", "nodes", "windows"} in, {"AT", "nodes", "cut"} out.
+Speaks lines of JSON: {"showing", "nodes", "depth", "windows"} in, {"AT", "nodes", "cut"} out.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         reader = Reader(
-            bus, showing=request["showing"], most=request["nodes"], children=MAX_CHILDREN, depth=MAX_DEPTH, text=MAX_TEXT,
-            limit_s=LIMIT_S,
+            bus, showing=request["showing"], most=request["nodes"], children=MAX_CHILDREN,
+            depth=min(MAX_DEPTH, request["depth"]), text=MAX_TEXT, limit_s=LIMIT_S,
         )  # fmt: skip
         tree = written(reader.read(), reader.nodes, request.get("windows", []))
         text = ET.tostring(tree, encoding="unicode")
