@@ -126,7 +126,7 @@ class Grader:
         log = _read_log(sandbox, most)
         if START not in log:
             how = "did not end" if result.timed_out else f"ended with exit code {result.exit_code}"
-            raise GradeError(f"{row.instance_id}: the eval script {how} before its tests began: {log[-500:]}")
+            raise GradeError(f"{row.instance_id}: the eval script {how} before its tests began: {log[-500:].strip()}")
         return log, result.timed_out
 
     def verdict(self, row: Row, log: str, *, timed_out: bool = False, empty: bool = False) -> Graded:
@@ -154,9 +154,11 @@ class Grader:
         if theirs is not None:
             verdicts["swebench"] = theirs
         if not verdicts:
+            also = "; the package swebench, which was not asked, may (pip install 'claw[swe]', judges=auto)"
+            if self.judges != "own" and swebench_modules() is not None:
+                also = ", nor has the package swebench"
             raise GradeError(
-                f"{row.instance_id}: nobody here reads log_parser {row.log_parser!r}; ours are {', '.join(ours.PARSERS)}, "
-                "others need the package swebench (pip install 'claw[swe]')"
+                f"{row.instance_id}: our grader has no log_parser {row.log_parser!r}{also}; ours are {', '.join(ours.PARSERS)}"
             )
         return found, verdicts
 

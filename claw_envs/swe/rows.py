@@ -21,6 +21,7 @@ from claw_envs.swe.r2e import is_r2e, to_classic
 
 Naming = Literal["auto", "swebench", "swegym", "local"]
 
+_NAMELESS = "(without instance_id)"
 _TEXTS = ("repo", "instance_id", "base_commit", "patch", "test_patch", "problem_statement")
 _LISTS = ("FAIL_TO_PASS", "PASS_TO_PASS")
 _OPTIONAL = ("hints_text", "created_at", "version", "environment_setup_commit", "image", "eval_script", "log_parser")
@@ -120,7 +121,7 @@ def image_name(instance_id: str, naming: Naming = "auto") -> str:
 
 def _name(data: Mapping[str, Any]) -> str:
     name = data.get("instance_id")
-    return name if isinstance(name, str) and name else "(without instance_id)"
+    return name if isinstance(name, str) and name else _NAMELESS
 
 
 def _problems(data: Mapping[str, Any]) -> Iterator[str]:
@@ -166,11 +167,11 @@ def parse_all(source: str, data: Sequence[Mapping[str, Any]], *, naming: Naming 
     """Every row of a source. Raises TaskError with all problems of all rows, or when there is no row."""
     rows: list[Row] = []
     problems: list[str] = []
-    for entry in data:
+    for number, entry in enumerate(data, 1):
         try:
             rows.append(parse(entry, naming=naming))
         except TaskError as error:
-            problems += error.problems
+            problems += [p.replace(f"row {_NAMELESS}", f"row {number} {_NAMELESS}") for p in error.problems]
     seen: set[str] = set()
     for row in rows:
         if row.instance_id in seen:

@@ -167,7 +167,8 @@ def why_not(row: Row, graded: Graded) -> str:
         return f"apply: {first[0]}" if first else "apply"
     if graded.reason == "too large":
         return f"too large: {graded.said}"
-    lines = [line for line in graded.log.splitlines() if line.strip() and not line.startswith("+ ")]
-    if graded.reason in ("timeout", "invalid") and lines:
-        return f"{graded.reason}: {graded.said.splitlines()[-1]} The last line of the log: {lines[-1][:200]}"
+    if graded.reason in ("timeout", "invalid"):
+        lines = [line for line in graded.log.splitlines() if line.strip() and not line.startswith("+ ")]
+        last = f" The last line of the log: {lines[-1][:200]}" if lines else ""
+        return f"{graded.reason}: {graded.said.splitlines()[-1]}{last}"
     return graded.reason
