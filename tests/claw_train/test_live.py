@@ -46,6 +46,7 @@ async def test_what_people_say_next_is_learnt_and_the_reply_says_the_newer_versi
             versions.append(row["policy_version"])
             await client.settled(2 * (i // 2) + 2 * (i % 2))
         assert versions[0] == 0
+        await client.until(lambda: len(world.rows) == 2)
         assert (await client.say("last"))["policy_version"] == 2
         assert world.rows[-1]["step"] == 2
     trained = [s for batch in world.samples for s in batch]
@@ -426,7 +427,7 @@ async def test_the_gate_lets_pass_what_is_as_good_and_goes_back_from_what_is_wor
         await client.until(lambda: world.policy.version >= 1)
         good = world.learner.logits.copy()
         await client.say("b", "no, wrong")
-        await client.until(lambda: given_up)
+        await client.until(lambda: given_up and world.policy.version == 1)
         await client.settled(2)
         assert given_up == [1]
         assert world.publisher.rollbacks == 1
