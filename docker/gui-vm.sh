@@ -49,8 +49,8 @@ initrd() { # KERNEL-FOLDER: a cpio archive with busybox, the modules that the di
     cp "$1/lib/modules/$version/$path" "$root/lib/modules/$version/$path"
   done
   cp "$1/lib/modules/$version"/modules.dep "$root/lib/modules/$version/"
-  { echo '#!/bin/sh'; declare -f claw_init; echo "modules='$modules'"; echo claw_init; } >"$root/claw-init"
-  chmod 755 "$root/claw-init"
+  { echo '#!/bin/sh'; declare -f claw_init; echo "modules='$modules'"; echo claw_init; } >"$root/init"
+  chmod 755 "$root/init"
   (cd "$root" && find . | /bin/busybox cpio -o -H newc 2>/dev/null | gzip -6)
 }
 

@@ -34,7 +34,7 @@ qemu.kill()
 qemu.wait()
 """
 """argv: the monitor's file descriptor, then QEMU's command. 1 is PR_SET_PDEATHSIG, 9 SIGKILL."""
-_LAST_WORDS = 1500
+_LAST_WORDS = 4000
 _FORWARDED = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)")
 
 

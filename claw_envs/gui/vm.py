@@ -47,7 +47,8 @@ IMAGE = "/var/tmp/claw-vm"
 RESTORE_S = 60.0
 _PATIENT = client.Limits(quick=30.0, tree=45.0, grace=30.0)
 """Emulated on a busy machine, all takes longer."""
-_WARMED = (("xterm", "xterm"), ("mousepad", "Mousepad"), ("galculator", "galculator"), ("thunar", "workspace"))
+_APPLICATION_S = 120.0
+_WARMED = (("xterm", "xterm"), ("mousepad", "Mousepad"), ("galculator", "galculator"), ("thunar /workspace", "workspace"))
 """Applications that run once before the machine is frozen, and a part of their titles: their files are in its memory then."""
 
 
@@ -216,17 +217,16 @@ def _wait_for_guest(qemu: Qemu, limit_s: float) -> None:
 def _warm(desktop: Desktop) -> None:
     """Every application of ours has run, a key was pressed and the tree read; and all of that is undone."""
     for command, title in _WARMED:
-        desktop.launch([command])
-        end = time.monotonic() + 90
-        while not any(title in window.title for window in desktop.windows()):
-            if time.monotonic() > end:
-                raise SandboxError(f"{command} opens no window in the virtual machine")
-            time.sleep(0.1)
+        desktop.launch(command.split())
+        if not desktop.has_window(title, wait_s=_APPLICATION_S):
+            raise SandboxError(f"{command} opens no window in the virtual machine within {_APPLICATION_S:g} s")
         desktop.settled(start_s=0.5, quiet_s=0.2, longest_s=20)
         desktop.act("pyautogui.press('esc')")
     desktop.tree()
-    if different := desktop.reset():
-        raise SandboxError(f"the desktop could not be reset before it was frozen: {different}")
+    end = time.monotonic() + _APPLICATION_S
+    while different := desktop.reset():  # what was slow to end may end later
+        if time.monotonic() > end:
+            raise SandboxError(f"the desktop could not be reset before it was frozen: {different}")
 
 
 def _write_state(qemu: Qemu, path: Path) -> None:

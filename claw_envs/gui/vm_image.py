@@ -87,7 +87,7 @@ def arguments(image: Path, how: Frozen, *, keep: bool) -> list[str]:
     """QEMU's. `keep`: what the machine writes to its memory stays in the image, else it is this machine's own."""
     kvm, share = how.accel == "kvm", "on" if keep else "off"
     memory, disk = _value(image / "memory"), _value(image / "disk.raw")
-    append = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no5lvl random.trust_cpu=on net.ifnames=0 rdinit=/claw-init"
+    append = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no5lvl random.trust_cpu=on net.ifnames=0"
     return [
         "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
         "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
@@ -96,7 +96,7 @@ def arguments(image: Path, how: Frozen, *, keep: bool) -> list[str]:
         "-object", f"memory-backend-file,id=memory,size={how.memory_mb}M,mem-path={memory},share={share}",
         "-kernel", str(image / "vmlinuz"), "-initrd", str(image / "initrd"), "-append", append,
         "-drive", f"file={disk},format=raw,if=none,id=disk,readonly=on", "-device", "virtio-blk-pci,drive=disk",
-        "-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:{PORT}", "-device", "virtio-net-pci,netdev=net,romfile=",
+        "-netdev", f"user,id=net,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:{PORT}", "-device", "virtio-net-pci,netdev=net,romfile=",
         "-device", "virtio-rng-pci", "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
     ]  # fmt: skip
 
