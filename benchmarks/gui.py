@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -23,6 +23,7 @@ from benchmarks.common import arguments, median, report, table
 from claw_envs.errors import ClawError
 from claw_envs.gui.client import Desktop
 from claw_envs.gui.providers import GUEST_FILE, Machine, Provider, make_provider
+from claw_envs.gui.qemu import PROGRAM
 from claw_envs.gui.tasks import wait_for_window
 
 _NOISE = ["xterm", "-geometry", "170x60", "-e", "sh", "-c", "while :; do od -c /dev/urandom; done"]
@@ -51,8 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         provider = make_provider(options.provider)
         rows = [*single(provider, options.runs), *clean(provider, options.runs)]
         provider.close()
-        if options.desktops and options.provider == "namespace":
-            rows += [*parallel(options.desktops, options.runs), *killed(options.runs)]
+        if options.desktops:
+            rows += parallel(options.provider, options.desktops, options.runs)
+        if options.provider == "namespace":
+            rows += killed(options.runs)
     except ClawError as error:
         raise SystemExit(str(error)) from error
     figures = {"figures": {what: figure for what, _, figure in rows}}
@@ -146,9 +149,10 @@ def _stocked(provider: Provider) -> None:
     _until(lambda: pool.row()["idle"] >= min(1, pool.config.warm) and pool.row()["live"] == pool.row()["idle"])
 
 
-def parallel(count: int, runs: int) -> Iterator[tuple[str, str, float]]:
-    """`count` desktops at once, an editor in each, all acting."""
-    provider = make_provider("namespace", pool={"warm": 0, "most": count, "starters": 4})
+def parallel(name: str, count: int, runs: int) -> Iterator[tuple[str, str, float]]:
+    """`count` desktops of the provider `name` at once, an editor in each, all acting."""
+    provider = make_provider(name, pool={"warm": 0, "most": count, "starters": 4})
+    others = _desktop_processes() | _machines()
     began = time.perf_counter()
     with ThreadPoolExecutor(count) as threads:
         machines = list(threads.map(lambda _: provider.start(), range(count)))
@@ -164,7 +168,8 @@ def parallel(count: int, runs: int) -> Iterator[tuple[str, str, float]]:
         taken = time.perf_counter() - began
         yield f"{count} desktops acting at once, key → settled screenshot, p50: ms", "", median(times) * 1e3
         yield "all of them together: actions with screenshots per second", "", len(times) / taken
-        memory = sum(_memory_kb(pid) for pid in _desktop_processes()) / 1024
+        ours = (_machines() if name == "vm" else _desktop_processes()) - others
+        memory = sum(map(_memory_kb, ours)) / 1024
         yield f"memory of {count} desktops with an editor each (proportional): MiB", "", memory
         yield "of one of them: MiB", "", memory / count
         for machine in machines:
@@ -226,14 +231,21 @@ def _desktop_processes() -> set[int]:
 
 def _servers() -> set[int]:
     """X servers and guests."""
+    return _running(lambda command: command.startswith(b"Xvfb\0") or GUEST_FILE.encode() in command)
+
+
+def _machines() -> set[int]:
+    """Virtual machines."""
+    return _running(lambda command: command.startswith(f"{PROGRAM}\0".encode()))
+
+
+def _running(fits: Callable[[bytes], bool]) -> set[int]:
+    """Processes whose command fits."""
     out = set()
     for pid in _numbers():
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if command.startswith(b"Xvfb\0") or GUEST_FILE.encode() in command:
-            out.add(pid)
+        with suppress(OSError):
+            if fits(Path(f"/proc/{pid}/cmdline").read_bytes()):
+                out.add(pid)
     return out
 
 

@@ -48,7 +48,12 @@ RESTORE_S = 60.0
 _PATIENT = client.Limits(quick=30.0, tree=45.0, grace=30.0)
 """Emulated on a busy machine, all takes longer."""
 _APPLICATION_S = 120.0
-_WARMED = (("xterm", "xterm"), ("mousepad", "Mousepad"), ("galculator", "galculator"), ("thunar /workspace", "workspace"))
+_WARMED = (
+    ("xterm", "xterm"),
+    ("mousepad", "Mousepad"),
+    ("galculator", "galculator"),
+    ("thunar /workspace", "workspace"),
+)
 """Applications that run once before the machine is frozen, and a part of their titles: their files are in its memory then."""
 
 
