@@ -88,11 +88,15 @@ class Memory:
             self._db.execute("insert into notes (user, key, text) values (?, ?, ?)", (user, text.casefold(), text))
             if source:
                 self._db.execute("insert or ignore into said values (?, ?, ?)", (source, user, text.casefold()))
-            self._db.execute(
+            gone = self._db.execute(
                 "delete from notes where user = ?1 and number not in "
                 "(select number from notes where user = ?1 order by number desc limit ?2)",
                 (user, self.per_user),
-            )
+            ).rowcount
+            if gone:
+                self._db.execute(
+                    "delete from said where user = ?1 and key not in (select key from notes where user = ?1)", (user,)
+                )
             self._db.execute("commit")
 
     def recall(self, user: str, messages: Sequence[Message]) -> tuple[str, ...]:

@@ -149,6 +149,15 @@ def test_what_a_session_alone_said_is_forgotten_with_it(tmp_path: Path):
     assert all(b"brief" not in f.read_bytes().lower() for f in tmp_path.iterdir())
 
 
+def test_a_note_that_made_room_for_others_is_gone_everywhere(tmp_path: Path):
+    memory = Memory(tmp_path / "m.db", most=1, per_user=2)
+    for text in ("Be brief.", "No lists.", "Rhyme."):
+        memory.remember("ada", text, "ada:one")
+    assert memory.forget_source("ada:one") == 2
+    memory.close()
+    assert all(b"brief" not in f.read_bytes().lower() for f in tmp_path.iterdir())
+
+
 def test_notes_come_out_of_a_prompt_as_they_went_in():
     notes = ("No lists.", "Be brief.")
     for asked in ((system("Help."), user("hi")), (user("hi"),), (user("hi"), system("late"), assistant("x"))):
