@@ -28,8 +28,11 @@ from claw_train.runs import find_run, locked, new_run, point_latest, stored_conf
 from claw_train.settings import EnvConfig, RunConfig, build_run, compose_run
 from claw_train.stages import Job, MakeBrain, execute, live_stage
 
-FREE = ("loop.budget_s", "loop.steps", "learner.nice", "view", "runs", "chosen", "wandb", "wandb_project")
-"""Settings that a resume may change without being asked: how far to go, how nice to be, and what is shown."""
+FREE = (
+    "loop.budget_s", "loop.steps", "learner.nice", "engine.score_tokens", "live.server", "live.sessions", "view", "runs",
+    "chosen", "wandb", "wandb_project",
+)  # fmt: skip
+"""Settings that a resume may change without being asked: how far to go, how it is served, and what is shown."""
 
 
 def main(argv: Sequence[str] | None = None, *, brain: MakeBrain = make_brain) -> int:
