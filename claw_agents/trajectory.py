@@ -222,7 +222,7 @@ def _images(prompt: Prompt) -> Any:
     # Images are nearly always exactly those of the messages; then they are not written twice.
     if prompt.images == tuple(i for m in prompt.messages for i in m.images):
         return "messages"
-    return Message("user", images=prompt.images).to_dict()["images"]
+    return Message("user", images=prompt.images).to_dict().get("images", [])
 
 
 def load_images(rows: list[str]) -> tuple[bytes, ...]:

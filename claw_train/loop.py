@@ -252,8 +252,9 @@ class Loop:
         task = asyncio.create_task(main, name="learning")
         await asyncio.wait({task, side}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            while not task.done():  # asyncio.wait_for may swallow it: what failed has just woken the learner too
+                task.cancel()
+                await asyncio.wait({task}, timeout=1.0)
             side.result()
         return task.result()
 

@@ -167,3 +167,12 @@ async def test_whoever_waits_when_the_hands_are_released_can_be_cancelled() -> N
     go_on.set()
     with pytest.raises(RuntimeError, match="released"):
         await hands.do(work)
+
+
+def test_images_that_a_policy_without_eyes_was_not_shown_survive_too():
+    recorder = Recorder("e", env="x", task_id="t")
+    seen = (user("look", b"\x89PNG"),)
+    recorder.observed(seen)
+    recorder.acted(Prompt((1, 2), seen), Generation((3,), (-0.5,), 0, "stop"), assistant("a"))
+    t = recorder.finish(Stop.ABANDONED)
+    assert from_json(to_json(t)) == t
