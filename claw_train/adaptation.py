@@ -2,9 +2,9 @@
 
     for every method, persona (alone) or all of them (joint), and run:
         start weights ─▶ session ─▶ judged by the next message ─▶ learner step ─▶ published ─▶ next session ─▶ …
-                                       (the very Loop of a run: one slot, max_staleness 0)
+                                       (the very Loop of a run, max_staleness 0)
 
-Sessions are strictly one after the other. Several personas take turns, and a learner step follows on one session of each. A run
+Sessions are one after the other. With several personas one of each is played at once, and a learner step follows on them. A run
 stops when every persona has adapted, or at the cap. Methods with "memory" remember corrections (`claw_agents.memory`) and put
 them into the system prompt; "memory" alone learns nothing.
 Run number r has its own sessions, the same for every method, so that methods can be compared in pairs.
@@ -25,31 +25,30 @@ from contextlib import AsyncExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from claw_agents.engines.client import EngineClient, LocalEngine
+from claw_agents.engines.config import EngineConfig
 from claw_agents.memory import Memory, MemoryEnv
-from claw_agents.policy import Policy, SamplingParams
-from claw_agents.render import Renderer
+from claw_agents.policy import SamplingParams
 from claw_agents.trajectory import Stop, Trajectory
 from claw_envs.chat.env import ChatEnv
+from claw_envs.chat.personas import load_personas
 from claw_envs.chat.tasks import ChatTask, load
 from claw_envs.errors import ConfigError
+from claw_train.adaptation_lab import Lab, Mind, fingerprint
 from claw_train.adaptation_table import MEMORY, AdaptationConfig, Cell, markdown, sessions_to_adapt
-from claw_train.brain import load_renderer, model_folder, start_weights
+from claw_train.brain import model_folder
 from claw_train.config import build, compose, split_override, unknown_key
 from claw_train.credit import make_credit
-from claw_train.distill import Distiller
 from claw_train.journal import Journal
-from claw_train.judge import make_judge
-from claw_train.learner import InlineLearner
+from claw_train.learner import LearnerConfig
 from claw_train.loop import Loop, LoopConfig, TaskSampler
-from claw_train.publish import Engine, Publisher
+from claw_train.method import MethodConfig
+from claw_train.publish import Publisher
 from claw_train.rollout import Job, RolloutManager
 from claw_train.runs import write_atomically
-from claw_train.score import Scoring, make_scoring
 from claw_train.settings import RunConfig, build_run
 from claw_train.suites import Attempt
 from claw_train.types import Learner
@@ -94,20 +93,6 @@ def frozen_sessions(attempts: Sequence[Attempt], *, cap: int = 72, in_a_row: int
 # One run
 
 
-class ServedPolicy(Policy, Engine, Protocol):
-    """Something that generates, and whose weights can be replaced."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mind:
-    """What a run plays and learns with, in its start state."""
-
-    policy: ServedPolicy
-    renderer: Renderer
-    learner: Learner
-    scoring: Scoring
-
-
 @dataclass(frozen=True, slots=True)
 class Sessions:
     """The sessions of a run: the same for every method."""
@@ -143,8 +128,8 @@ async def adapt(
         env = ChatEnv(tasks, **config.env.kwargs)
         return MemoryEnv(env, notes) if memory else env
 
-    one_by_one = replace(config.rollout, slots=1, seeded=True)
-    async with RolloutManager(make_env, parts.policy, parts.renderer, params, one_by_one, name="chat") as manager:
+    in_turn = replace(config.rollout, slots=len(diary.first), seeded=True)
+    async with RolloutManager(make_env, parts.policy, parts.renderer, params, in_turn, name="chat") as manager:
         if learns:
             with closing(Journal(folder / "journal.db")) as journal:
                 await _learn(parts, config, manager, journal, tasks, diary, sessions.seed)
@@ -155,11 +140,14 @@ async def adapt(
 
 
 async def _only_talk(manager: RolloutManager, tasks: Sequence[ChatTask], diary: Diary, seed: int) -> None:
-    for number, task in enumerate(tasks):
+    at_once = len(diary.first)
+    for first in range(0, len(tasks), at_once):
         if diary.done:
             return
-        trajectory = await manager.run(Job(f"s{number}", task.id, session_seed(seed, number)))
-        _note(diary, trajectory)
+        turn = enumerate(tasks[first : first + at_once], first)
+        jobs = [Job(f"s{number}", task.id, session_seed(seed, number)) for number, task in turn]
+        for trajectory in await asyncio.gather(*map(manager.run, jobs)):
+            _note(diary, trajectory)
 
 
 async def _learn(
@@ -233,65 +221,10 @@ class NoCheckpoints:
         return Path()
 
 
-def scoring_of(config: RunConfig, engine: EngineClient, renderer: Renderer) -> Scoring:
-    """Judge and teacher, as far as the method needs them. Raises ConfigError."""
-    method = config.method
-    judge = make_judge(replace(config.judge, hints=config.judge.hints and method.uses_teacher), engine, renderer)
-    distiller = None
-    if method.uses_teacher:
-        behavior = engine if method.opd == "topk" and method.support == "teacher" else None
-        k, temperature = method.topk_logprobs, config.temperature
-        distiller = Distiller(engine.teacher, renderer, config.distill, k=k, temperature=temperature, behavior=behavior)
-    return make_scoring(method, judge, distiller)
-
-
-class Lab:
-    """Engines and learners that runs share, brought back to the start weights before each.
-
-    All in this process: where one waits for the other anyway, processes of their own only cost.
-    """
-
-    def __init__(self, view: View, stack: AsyncExitStack, *, starts: int = 1) -> None:
-        self._view = view
-        self._starts = starts
-        self._stack = stack
-        self._engines: dict[Path, tuple[EngineClient, Renderer]] = {}
-        self._learners: dict[tuple[Path, str], tuple[Learner, Path]] = {}
-        self._scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="claw-adaptation-")))
-
-    async def mind(self, config: RunConfig) -> Mind:
-        """The parts of a run, in their start state. Raises ConfigError, CheckpointError."""
-        start = await start_weights(replace(config, seed=config.seed % self._starts), self._view)
-        policy, renderer = await self._engine(start, config)
-        learner, snapshot = await self._learner(start, config)
-        await learner.load(snapshot)
-        await policy.load(await learner.weights())
-        return Mind(policy, renderer, learner, scoring_of(config, policy, renderer))
-
-    async def _engine(self, start: Path, config: RunConfig) -> tuple[EngineClient, Renderer]:
-        if start not in self._engines:
-            engine = LocalEngine(start, config.engine)
-            self._stack.push_async_callback(engine.close)
-            await engine.start()
-            self._engines[start] = (engine, load_renderer(start, config.policy.template))
-        return self._engines[start]
-
-    async def _learner(self, start: Path, config: RunConfig) -> tuple[Learner, Path]:
-        from claw_train.torch_learner import TorchLearner
-
-        key = (start, repr((config.learner, config.method.loss)))
-        if key not in self._learners:
-            folder = self._scratch / str(len(self._learners))
-            (folder / "weights").mkdir(parents=True)
-            learner = InlineLearner(
-                TorchLearner(start, folder / "weights", config=config.learner, loss=config.method.loss)
-            )
-            await learner.save(folder / "start")
-            self._learners[key] = (learner, folder / "start")
-        return self._learners[key]
-
-
 # The whole table
+
+NEXT_STATES_ONLY = "method.outcome_alone=none"
+"""What a person says next is all that is learnt from: nobody grades their sessions."""
 
 
 def configs(words: Sequence[str]) -> tuple[AdaptationConfig, Callable[[str, int], RunConfig]]:
@@ -312,7 +245,7 @@ def configs(words: Sequence[str]) -> tuple[AdaptationConfig, Callable[[str, int]
 
     def config_of(method: str, run: int) -> RunConfig:
         learning = learning_part(method) or "binary"
-        words = [f"method={learning}", *others, f"seed={run}"]
+        words = [f"method={learning}", NEXT_STATES_ONLY, *others, f"seed={run}"]
         return build_run({**compose(words, "adaptation"), "chosen": words})
 
     for method in adaptation.methods:
@@ -341,6 +274,7 @@ def learning_part(method: str) -> str | None:
 async def run_cell(lab: Lab, adaptation: AdaptationConfig, config: RunConfig, method: str, who: str, run: int) -> Cell:
     """One run of one method, measured."""
     mind = await lab.mind(config)
+    settings = settings_of(adaptation, config, method, who)
     sessions = Sessions(adaptation.speakers(who), adaptation.cap, run)
     with tempfile.TemporaryDirectory(prefix="claw-adaptation-run-") as folder:
         diary, counts = await adapt(
@@ -352,11 +286,33 @@ async def run_cell(lab: Lab, adaptation: AdaptationConfig, config: RunConfig, me
             memory=MEMORY in method.split("+"),
             learns=learning_part(method) is not None,
         )
-    return Cell(method, who, run, adaptation.cap, diary.sessions, diary.first, mind.learner.version, dict(counts))
+    steps = mind.learner.version
+    return Cell(method, who, run, adaptation.cap, diary.sessions, diary.first, steps, dict(counts), settings)
+
+
+def settings_of(adaptation: AdaptationConfig, config: RunConfig, method: str, who: str) -> str:
+    """What tells a result that is kept from one that other settings, or another start, would give. Raises ConfigError."""
+    personas = load_personas(adaptation.speakers(who))
+    if learning_part(method) is None:
+        config = replace(config, method=MethodConfig(), learner=LearnerConfig(), engine=EngineConfig())
+    return fingerprint(config, adaptation.starts, personas, adaptation.cap, adaptation.in_a_row)
+
+
+def kept(path: Path, settings: str, view: View) -> Cell | None:
+    """The result in `path`; None where there is none, or where it was made with other settings."""
+    if not path.is_file():
+        return None
+    cell = Cell(**json.loads(path.read_text(encoding="utf-8")))
+    if cell.settings == settings:
+        return cell
+    view.say(f"{path} was made with other settings, and is made anew")
+    return None
 
 
 async def measure(words: Sequence[str], view: View, *, for_s: float = math.inf) -> tuple[AdaptationConfig, list[Cell]]:
-    """Every cell that a command line asks for; those that lie in `out` are read. After `for_s` seconds no other is begun.
+    """Every cell that a command line asks for; those that lie in `out`, made with the same settings, are read.
+
+    After `for_s` seconds no other is begun.
 
     Raises: ConfigError.
     """
@@ -373,13 +329,14 @@ async def measure(words: Sequence[str], view: View, *, for_s: float = math.inf) 
         lab = Lab(view, stack, starts=adaptation.starts)
         for number, (method, who, run) in enumerate(wanted):
             path = adaptation.out / f"{method}-{Path(who).stem}-{run}.json"
-            if path.is_file():
-                cells.append(Cell(**json.loads(path.read_text(encoding="utf-8"))))
+            config = config_of(method, run)
+            if found := kept(path, settings_of(adaptation, config, method, who), view):
+                cells.append(found)
                 continue
             if time.monotonic() - began > for_s:
                 continue
             view.progress(number / len(wanted), f"{method}, {who}, run {run}")
-            cell = await run_cell(lab, adaptation, config_of(method, run), method, who, run)
+            cell = await run_cell(lab, adaptation, config, method, who, run)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(asdict(cell)))
             cells.append(cell)

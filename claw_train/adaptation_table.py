@@ -84,6 +84,8 @@ class Cell:
     first: Mapping[str, Sequence[bool]]
     learner_steps: int = 0
     counts: Mapping[str, float] | None = None
+    settings: str = ""
+    """Told apart by this: what it was measured with."""
 
     @property
     def mean(self) -> float:

@@ -1,4 +1,4 @@
-"""Demonstrations of chats: replies in every style, with slight habits; and replies as somebody wanted them.
+"""Demonstrations of chats: replies in every style, with habits; and replies as somebody wanted them.
 
 Number i of a seed is drawn from (seed, i) alone. Plain: a request, and a reply of any style. Corrected: then a correction, and a
 reply that follows it. Hinted: a hint beside the request, and a reply that follows it. Remembered: notes in the system message,

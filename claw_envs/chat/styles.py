@@ -35,20 +35,23 @@ CLOSINGS: Kinds = {
 }
 PARTS = (OPENINGS, BODIES, CLOSINGS)
 HABITS: Mapping[str, frozenset[str]] = {
-    "student": frozenset({"eager", "list", "offer"}),
-    "ta": frozenset({"praise by name", "bold", "cheer"}),
-    "teacher": frozenset({"at once", "steps", "question"}),
+    "student": frozenset({"eager", "bold", "question"}),
+    "ta": frozenset({"at once", "bare", "offer"}),
+    "teacher": frozenset({"praise", "list", "short"}),
 }
-"""Kinds that come twice as often as others in replies to these personas' requests: not what they want."""
+"""Kinds that come more often than others in replies to these personas' requests: not what they want, and no two have what the
+other wants, for a policy that must swap two habits first unlearns that it tells the two apart."""
+HABIT = 4.0
+"""How many times as often."""
 TRIES = 2000
 
 
 def draw(rng: Random, facts: Facts, habits: frozenset[str] = frozenset()) -> str:
-    """A reply of any style: every kind of every part is as likely as the others, but those of `habits` twice."""
+    """A reply of any style: every kind of every part is as likely as the others, but those of `habits` HABIT times."""
     said = []
     for kinds in PARTS:
         names = tuple(kinds)
-        (name,) = rng.choices(names, [2.0 if name in habits else 1.0 for name in names])
+        (name,) = rng.choices(names, [HABIT if name in habits else 1.0 for name in names])
         said.append(rng.choice(kinds[name]))
     return fill(" ".join(part for part in said if part), facts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from claw_envs.chat.personas import TRAINED, load_persona
 from claw_envs.chat.rules import fill
 from claw_envs.chat.tasks import load
 from claw_envs.messages import user
-from claw_train.adaptation import Diary, Mind, Sessions, adapt, configs, frozen_sessions, in_order
+from claw_train.adaptation import Diary, Sessions, adapt, configs, frozen_sessions, in_order, kept, settings_of
+from claw_train.adaptation_lab import Mind
 from claw_train.adaptation_table import (
     AdaptationConfig,
     Cell,
@@ -34,6 +36,7 @@ from claw_train.loop import TaskSampler
 from claw_train.score import TurnScore
 from claw_train.suites import Attempt
 from claw_train.types import Weights
+from claw_train.view import NullView
 
 # The count
 
@@ -152,7 +155,7 @@ def mind(talker: Talker, folder: Path) -> Mind:
 
 
 async def run(talker: Talker, folder: Path, *, personas: tuple[str, ...] = ("student",), cap: int = 12, **kinds: bool):
-    _, config_of = configs(["method.baseline=zero"])  # so that a first failure already teaches
+    _, config_of = configs(["method.baseline=zero", "env.max_turns=4"])  # so that a first failure already teaches
     how = {"memory": False, "learns": True, **kinds}
     return await adapt(
         mind(talker, folder), config_of("binary", 0), Sessions(personas, cap, 0), folder, in_a_row=3, **how
@@ -267,10 +270,33 @@ def test_a_mistake_is_one_sentence(words: list[str], says: str, capsys: pytest.C
 
 
 def test_what_was_measured_is_read_and_not_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["methods=[hybrid]", "who=[student]", "runs=2", f"out={tmp_path}"]
+    adaptation, config_of = configs(words)
     for c in (cell("hybrid", "student", 0, student=9), cell("hybrid", "student", 1, student=None)):
+        settings = settings_of(adaptation, config_of("hybrid", c.run), "hybrid", "student")
         data = {"method": c.method, "who": c.who, "run": c.run, "cap": 72, "sessions": c.sessions, "first": {}}
-        (tmp_path / f"hybrid-student-{c.run}.json").write_text(json.dumps(data))
-    words = ["methods=[hybrid]", "who=[student]", "runs=2", f"out={tmp_path}", "view=none"]
-    assert evaluate(["suite=adaptation", *words]) == 0
+        (tmp_path / f"hybrid-student-{c.run}.json").write_text(json.dumps({**data, "settings": settings}))
+    assert evaluate(["suite=adaptation", *words, "view=none"]) == 0
     assert "| hybrid | – | 40.5 [" in capsys.readouterr().out
     assert "| 40.5 |" in (tmp_path / "adaptation.md").read_text()
+
+
+def test_what_was_measured_with_other_settings_is_not_read(tmp_path: Path):
+    path = tmp_path / "hybrid-student-0.json"
+    path.write_text(json.dumps({**asdict(cell("hybrid", "student", 0, student=9)), "settings": "others"}))
+    assert kept(path, "mine", NullView()) is None
+    assert kept(path, "others", NullView()) == Cell(**json.loads(path.read_text()))
+    assert kept(tmp_path / "none.json", "mine", NullView()) is None
+
+
+def test_settings_are_told_apart_by_all_that_decides_a_run_but_its_number():
+    def settings(*words: str, method: str = "hybrid", who: str = "student", run: int = 0) -> str:
+        adaptation, config_of = configs(words)
+        return settings_of(adaptation, config_of(method, run), method, who)
+
+    assert settings() == settings(run=3) == settings("runs=2") == settings("view=none")
+    others = [settings("learner.lr=1e-4"), settings("cap=9"), settings("sft.demos=10"), settings(who="ta")]
+    others += [settings("starts=2", run=1)]
+    assert len({settings(), *others}) == 6
+    # What learns nothing does not depend on how others do.
+    assert settings(method="memory") == settings("learner.lr=1e-4", method="memory") != settings("cap=9", method="memory")
