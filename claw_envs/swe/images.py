@@ -194,7 +194,8 @@ def docker_context(prepared: Prepared, into: Path, *, packages: Sequence[str] = 
     wanted = " ".join(f"'{p}'" for p in ("pytest", *packages))
     (into / "Dockerfile").write_text(
         f"FROM {base}\nUSER root\nADD testbed.tar {WORKDIR}/\nWORKDIR {WORKDIR}\nCOPY ca.crt /tmp/ca.crt\n"
-        f"RUN python3 -m venv /opt/testbed && {pip} {wanted} && {pip} -e . && rm /tmp/ca.crt\n"
+        # The given packages last, so that they have the last word where the package's own pins no longer work.
+        f"RUN python3 -m venv /opt/testbed && {pip} -e . && {pip} {wanted} && rm /tmp/ca.crt\n"
         "ENV PATH=/opt/testbed/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
         "COPY scrub.sh /tmp/scrub.sh\n"
         f"RUN W={WORKDIR} BASE={prepared.row.base_commit} bash /tmp/scrub.sh && rm /tmp/scrub.sh\n",
@@ -228,7 +229,7 @@ def embedded_row(prepared: Prepared, out: Path, *, packages: Sequence[str] = ())
         [_HOST_PYTHON, "-m", "venv", str(venv)], f"{_HOST_PYTHON} -m venv does not work (apt-get install python3-venv)"
     )
     pip = [str(venv / "bin/python"), "-m", "pip", "install", "-q"]
-    _run([*pip, "pytest", "setuptools", "wheel", *packages], "the packages that the tests need cannot be installed")
+    _run([*pip, "pytest", "setuptools", "wheel"], "what the tests need cannot be installed")
     # The package's requirements, and then not the package itself: it is the code in the tree that is tested.
     name = _run([*pip, "--report", "-", str(folder)], "the package cannot be installed")
     found = re.search(r'"name":\s*"([^"]+)"', name[name.rfind('"is_direct": true') :]) or re.search(
@@ -239,6 +240,8 @@ def embedded_row(prepared: Prepared, out: Path, *, packages: Sequence[str] = ())
             [str(venv / "bin/python"), "-m", "pip", "uninstall", "-q", "-y", found[1]],
             "the package cannot be removed again",
         )
+    if packages:  # last, so that they have the last word where the package's own pins no longer work
+        _run([*pip, *packages], "the packages that the tests need cannot be installed")
     for path in (venv / "bin").iterdir():
         if path.is_file() and not path.is_symlink() and (text := path.read_bytes()).startswith(b"#!"):
             path.write_bytes(text.replace(str(venv).encode(), f"{WORKDIR}/.venv".encode()))

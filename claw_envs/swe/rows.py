@@ -171,7 +171,7 @@ def parse_all(source: str, data: Sequence[Mapping[str, Any]], *, naming: Naming 
         try:
             rows.append(parse(entry, naming=naming))
         except TaskError as error:
-            problems += [p.replace(f"row {_NAMELESS}", f"row {number} {_NAMELESS}") for p in error.problems]
+            problems += [_numbered(p, number) for p in error.problems]
     seen: set[str] = set()
     for row in rows:
         if row.instance_id in seen:
@@ -182,6 +182,13 @@ def parse_all(source: str, data: Sequence[Mapping[str, Any]], *, naming: Naming 
     if problems:
         raise TaskError(source, problems)
     return rows
+
+
+def _numbered(problem: str, number: int) -> str:
+    """The problem of a row that has no name, with the row's place in its file."""
+    if problem.startswith("a row is"):
+        return f"row {number}: {problem}"
+    return problem.replace(f"row {_NAMELESS}", f"row {number} {_NAMELESS}", 1)
 
 
 def load_rows(source: str, *, split: str = "test", naming: Naming = "auto") -> list[Row]:

@@ -116,8 +116,8 @@ def test_all_problems_of_all_rows_at_once() -> None:
     for part in (
         "row two: column repo",
         "row two: column test_patch",
-        "(without instance_id)",
-        "row is an object",
+        "row 3 (without instance_id): column instance_id",
+        "row 4: a row is an object",
         "stands there twice",
     ):
         assert part in text
