@@ -299,4 +299,6 @@ def test_settings_are_told_apart_by_all_that_decides_a_run_but_its_number():
     others += [settings("starts=2", run=1)]
     assert len({settings(), *others}) == 6
     # What learns nothing does not depend on how others do.
-    assert settings(method="memory") == settings("learner.lr=1e-4", method="memory") != settings("cap=9", method="memory")
+    assert (
+        settings(method="memory") == settings("learner.lr=1e-4", method="memory") != settings("cap=9", method="memory")
+    )
