@@ -217,7 +217,7 @@ def speeds(options: argparse.Namespace) -> dict[str, Any]:
         "namespace": speed(embedded_box, tasks) | episodes(embedded_box, tasks * 3, options.workers)
     }
     if options.docker:
-        docker = make_sandboxes("docker", pool={})
+        docker = make_sandboxes("docker", pool={}, timeout_s=120.0, start_timeout_s=120.0)
         try:
             figures["docker"] = speed(docker, tasks[: 2 * options.runs]) | episodes(docker, tasks[:16] * 2, 16)
             if options.rows:
