@@ -88,6 +88,8 @@ class EngineStats:
     """How often it got new weights."""
     load_s: float = 0.0
     """Wall seconds for which generation stood still meanwhile."""
+    load_cpu_s: float = 0.0
+    """Of them, those in which the engine's thread worked; the others it waited for a core or the disk."""
 
 
 class TorchEngine:
@@ -203,11 +205,12 @@ class TorchEngine:
             self._events.append(("answer", request_id, ((), (), (), ())))
 
     def _on_load(self, request_id: int, path: Path, version: int) -> None:
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.thread_time()
         self.teachers.load(load_file(path))
         self.version = version
         self.stats.loads += 1
         self.stats.load_s += time.perf_counter() - began
+        self.stats.load_cpu_s += time.thread_time() - worked
         self._events.append(("answer", request_id, version))
 
     def _on_save_teacher(self, request_id: int, path: Path) -> None:
