@@ -51,7 +51,7 @@ def main() -> None:
             adaptation, found = asyncio.run(measure(asked, PlainView(), for_s=until - time.monotonic()))
             rows = table(adaptation, found)
             parts += [heading, markdown(rows if not heading else [[r[0], r[2]] for r in rows])]
-            parts += [f"- {line}" for line in differences(adaptation, found)]
+            parts.append("\n".join(f"- {line}" for line in differences(adaptation, found)))
             cells += found
     report("adaptation", "\n\n".join(p for p in parts if p), {"cells": [asdict(c) for c in cells]}, args.json)
 

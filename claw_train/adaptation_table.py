@@ -116,12 +116,16 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def by_run(cells: Sequence[Cell], method: str, alone: bool) -> dict[int, float]:
-    """Sessions to adapt of every run: of the joint policy, or averaged over the personas that were alone."""
+    """Sessions to adapt of every run: of the joint policy, or averaged over the personas that were alone.
+
+    A run that lacks a persona which another one has, since it was broken off, is left out.
+    """
     rows: dict[int, list[float]] = {}
     for cell in cells:
         if cell.method == method and (cell.who != JOINT) == alone:
             rows.setdefault(cell.run, []).append(cell.mean)
-    return {run: fmean(means) for run, means in rows.items()}
+    most = max(map(len, rows.values()), default=0)
+    return {run: fmean(means) for run, means in rows.items() if len(means) == most}
 
 
 def table(adaptation: AdaptationConfig, cells: Sequence[Cell]) -> list[list[str]]:

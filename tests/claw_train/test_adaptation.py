@@ -225,6 +225,8 @@ CELLS = [
 def test_alone_is_averaged_over_personas_and_joint_within_a_run():
     assert by_run(CELLS, "hybrid", alone=True) == {0: 15, 1: 17, 2: (14 + 72) / 2}
     assert by_run(CELLS, "hybrid", alone=False) == {0: 7}
+    broken_off = [*CELLS, cell("hybrid", "student", 3, student=3)]
+    assert by_run(broken_off, "hybrid", alone=True).keys() == {0, 1, 2}
 
 
 def test_an_interval_by_hand():
