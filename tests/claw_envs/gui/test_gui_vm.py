@@ -107,7 +107,7 @@ def test_an_archive_is_what_the_kernel_reads():
 
 @vm
 def test_a_machine_that_cannot_start_says_why():
-    with pytest.raises(SandboxError, match="QEMU has ended: .*unsupported machine type"):
+    with pytest.raises(SandboxError, match=r"QEMU has ended: .*unsupported machine type"):
         Qemu(["-machine", "no-such-machine"])
 
 
