@@ -120,8 +120,8 @@ def compose_suite(name: str, words: Sequence[str]) -> EvaluateConfig:
     values = compose([f"suite={name}", f"env={option('suite', name)['env']}", *words], "evaluate")
     values.pop("learner")  # policy=hf chooses one, for training
     # What an environment wants of a run, or of a nano policy that is warm-started on it, is for training too.
-    for name in ("sft", "loop", "evaluation"):
-        values.pop(name, None)
+    for group in ("sft", "loop", "evaluation"):
+        values.pop(group, None)
     if "kind" not in (values.get("policy") or {}):
         values.pop("policy", None)
     known = EvaluateConfig.__dataclass_fields__

@@ -96,7 +96,8 @@ def arguments(image: Path, how: Frozen, *, keep: bool) -> list[str]:
         "-object", f"memory-backend-file,id=memory,size={how.memory_mb}M,mem-path={memory},share={share}",
         "-kernel", str(image / "vmlinuz"), "-initrd", str(image / "initrd"), "-append", append,
         "-drive", f"file={disk},format=raw,if=none,id=disk,readonly=on", "-device", "virtio-blk-pci,drive=disk",
-        "-netdev", f"user,id=net,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:{PORT}", "-device", "virtio-net-pci,netdev=net,romfile=",
+        "-netdev", f"user,id=net,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:{PORT}",
+        "-device", "virtio-net-pci,netdev=net,romfile=",
         "-device", "virtio-rng-pci", "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
     ]  # fmt: skip
 

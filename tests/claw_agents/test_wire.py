@@ -137,9 +137,9 @@ def test_a_policy_that_sees_reads_images_from_data_urls_and_fetches_nothing():
     Image.new("RGB", (2, 2)).save(drawn, "PNG")
     url = f"data:image/png;base64,{base64.b64encode(drawn.getvalue()).decode()}"
     assert read(WireLimits(images=True), messages=content(url)).messages[0].images == (drawn.getvalue(),)
-    for url in ("http://127.0.0.1/x.png", "data:image/png;base64,%%", None, "data:image/png;base64,YWI=", url[:-20]):
+    for other in ("http://127.0.0.1/x.png", "data:image/png;base64,%%", None, "data:image/png;base64,YWI=", url[:-20]):
         with pytest.raises(WireError):
-            read(WireLimits(images=True), messages=content(url))
+            read(WireLimits(images=True), messages=content(other))
 
 
 def test_calls_survive_the_way_out_and_back():
