@@ -118,6 +118,8 @@ class _Slot:
         self._stats = manager.stats
         self.seen: tuple[str, float] = ("idle", 0.0)
         """Phase and the time at which the watchdog first saw the call that is running."""
+        self.named_s = 0.0
+        """How long that call had lasted when the log last named it."""
         self.steps = 0
 
     def generating(self, version: int) -> None:
@@ -307,6 +309,7 @@ class RolloutManager:
         phase = slot.env.unwrapped.phase if isinstance(slot.env.unwrapped, AgentEnv) else "step"
         if slot.seen[0] != phase or slot.seen[1] < began:
             slot.seen = (phase, max(began, now - self.config.watch_s))
+            slot.named_s = 0.0
         age = now - slot.seen[1]
         limit = limits.get(phase, self.config.step_s)
         if age > limit:
@@ -314,7 +317,8 @@ class RolloutManager:
             message = f"phase {phase!r} of task {slot.job.task_id} took more than {limit:g} s"
             log.warning("slot %d: %s; giving it up", slot.index, message)
             slot.hands.give_up(SandboxError(message))
-        elif age > self.config.warn_s:
+        elif age > self.config.warn_s and age >= 2 * slot.named_s:
+            slot.named_s = age  # and again when it has doubled: a slow world must not flood the log
             log.warning(
                 "slot %d: task %s has been in phase %r for %.0f s (limit %g s)",
                 slot.index,

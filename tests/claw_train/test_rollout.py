@@ -96,6 +96,26 @@ async def test_a_stuck_phase_is_broken_and_named(phase, caplog):
     assert f"phase {phase!r} of task fake-7 took more than 0.05 s" in caplog.text
 
 
+async def test_a_slow_phase_is_named_ever_more_rarely(caplog):
+    entered, release = threading.Event(), threading.Event()
+
+    def on_call(phase, task_id):
+        if phase == "step":
+            entered.set()
+            release.wait()
+
+    async with manager(on_call, slots=1, watch_s=3600.0, warn_s=10.0) as rollouts:
+        playing = asyncio.create_task(rollouts.run(job(0)))
+        await asyncio.to_thread(entered.wait)
+        slot = rollouts._slots[0]
+        began = slot.hands.began
+        for second in range(100):
+            rollouts._look(slot, began + second, {"step": 1000.0})
+        release.set()
+        await playing
+    assert [f"for {s} s" in r.message for r, s in zip(caplog.records, (11, 22, 44, 88), strict=True)] == [True] * 4
+
+
 async def test_one_stuck_episode_delays_no_other():
     release = threading.Event()
 
