@@ -109,6 +109,7 @@ async def test_a_slow_phase_is_named_ever_more_rarely(caplog):
         await asyncio.to_thread(entered.wait)
         slot = rollouts._slots[0]
         began = slot.hands.began
+        assert began is not None
         for second in range(100):
             rollouts._look(slot, began + second, {"step": 1000.0})
         release.set()
