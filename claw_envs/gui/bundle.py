@@ -5,10 +5,12 @@ Holds compiled code for the Python that made it beside the sources, so that a gu
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import marshal
 import zipfile
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib.machinery import SOURCE_SUFFIXES
 from pathlib import Path
@@ -28,13 +30,25 @@ def bundle() -> bytes:
     """The file. Raises ConfigError where pyautogui is not installed."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        _add(archive, "__main__.py", _MAIN.encode(), compiled=False)
-        for path in sorted(GUEST.glob("*.py")):
-            _add(archive, f"guest/{path.name}", path.read_bytes())
-        for package in PACKAGES:
-            for name, content in _sources(package):
-                _add(archive, name, content)
+        for name, content in _files():
+            _add(archive, name, content, compiled=name != "__main__.py")
     return out.getvalue()
+
+
+def digest() -> str:
+    """Of the guest's sources, the same in every process; compiled code is not: marshal writes what else refers to it."""
+    found = hashlib.sha256()
+    for name, content in _files():
+        found.update(b"%d %s %d %s" % (len(name), name.encode(), len(content), content))
+    return found.hexdigest()
+
+
+def _files() -> Iterator[tuple[str, bytes]]:
+    yield "__main__.py", _MAIN.encode()
+    for path in sorted(GUEST.glob("*.py")):
+        yield f"guest/{path.name}", path.read_bytes()
+    for package in PACKAGES:
+        yield from _sources(package)
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes, *, compiled: bool = True) -> None:

@@ -26,6 +26,7 @@ from typing import Any, Self
 
 from claw_envs.errors import ConfigError, SandboxError
 from claw_envs.gui import client
+from claw_envs.gui.bundle import digest
 from claw_envs.gui.client import Desktop, Refusal, TcpTransport
 from claw_envs.gui.providers import WORKDIR, SandboxMachine
 from claw_envs.gui.qemu import Qemu
@@ -35,7 +36,6 @@ from claw_envs.gui.vm_image import (
     archive,
     arguments,
     chosen_accel,
-    digest,
     frozen,
     guest_files,
     version,

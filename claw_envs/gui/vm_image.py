@@ -6,7 +6,6 @@ Knows no running machine; see `vm`.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shlex
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from claw_envs.errors import ConfigError
-from claw_envs.gui.bundle import bundle
+from claw_envs.gui.bundle import bundle, digest
 from claw_envs.gui.providers import WORKDIR
 from claw_envs.gui.qemu import PROGRAM
 
@@ -141,11 +140,6 @@ def chosen_accel(image: Path) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return "tcg"
     return "kvm" if done.returncode == 0 else "tcg"
-
-
-def digest() -> str:
-    """Of the guest that this version of the project puts into machines."""
-    return hashlib.sha256(bundle()).hexdigest()
 
 
 def version() -> str:

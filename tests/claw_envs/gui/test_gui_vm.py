@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from claw_envs.errors import ConfigError, SandboxError
+from claw_envs.gui.bundle import digest
 from claw_envs.gui.client import Desktop, DesktopError, Refusal, TcpTransport
 from claw_envs.gui.env import GuiEnv
 from claw_envs.gui.providers import Provider, SandboxMachine, make_provider
@@ -36,6 +37,14 @@ def provider() -> Iterator[Provider]:
         return
     yield made
     made.close()
+
+
+@vm
+def test_a_guest_has_one_digest_in_every_process():
+    """Seen: a machine frozen a minute before was refused, since the digest was that of compiled code."""
+    code = "from claw_envs.gui.bundle import digest; print(digest())"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == digest()
 
 
 @pytest.fixture
