@@ -396,7 +396,7 @@ def test_socket_families_that_no_network_namespace_holds(embedded: Sandboxes):
 
 def test_hosts_cannot_be_allowed_without_a_network(embedded: Sandboxes):
     with pytest.raises(ConfigError, match="no network"):
-        embedded.start(SandboxSpec(allow_hosts=("pypi.org",)))
+        embedded.start(SandboxSpec(allow_hosts=("example.org",)))
 
 
 # --- breaking the machine that holds it ------------------------------------------------------------------------------
