@@ -13,6 +13,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,16 @@ def test_what_a_killed_driver_and_forker_left_is_removed_by_gc_and_nothing_else_
     assert not any(other_run in line for line in removed)
     assert other.poll() is None
     assert reaper.gc() == [] or not any(run in line for line in reaper.gc())
+
+
+@pytest.mark.parametrize("end", ["close", "kill_all"])
+def test_what_a_local_sandbox_spawned_is_waited_for_by_it(end: str):
+    """Seen: a handle that nobody kept was cleared after its Popen, which then warned that the process still ran."""
+    with closing(LocalSandboxes()) as backend, backend.start(SandboxSpec()) as box:
+        spawned = box.spawn(["sleep", "60"])
+        popen = spawned._process  # pyright: ignore[reportAttributeAccessIssue]
+        getattr(box, end)()
+        assert popen.returncode == -signal.SIGKILL
 
 
 def test_gc_removes_what_local_left_behind(driver: Callable[..., tuple[subprocess.Popen[str], str, str]]):
