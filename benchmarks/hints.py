@@ -32,7 +32,7 @@ from claw_envs.env import AgentEnv
 from claw_envs.messages import Action, Observation, Tool, with_hint
 from claw_envs.registry import load_tasks, make_env
 from claw_train.judge_rule import RuleJudge
-from claw_train.score import TurnScore, contains_command
+from claw_train.score import TurnScore, gives_away
 from claw_train.sft import SftConfig, build_policy
 from claw_train.stats import wilson
 
@@ -179,7 +179,7 @@ async def measure(tasks: Sequence[Any], repeats: int, run: Play) -> dict[str, An
         # The same random numbers under every condition, others than those that failed.
         await attempt([replace(a, seed=a.seed + 1, hint=h) for a, h in zip(failed, said, strict=True)], condition)
     oracles = {t.id: getattr(t, "oracle", ()) for t in tasks}
-    leaked = sum(contains_command(h, oracles[a.task_id]) for a, h in pairs)
+    leaked = sum(gives_away(h, oracles[a.task_id]) for a, h in pairs)
     return {"outcomes": outcomes, "hints": len(own), "hints_with_an_oracles_command": leaked}
 
 

@@ -30,7 +30,7 @@ from claw_train.judge import make_judge
 from claw_train.learner import LearnerProcess
 from claw_train.metrics import Row
 from claw_train.publish import Engine
-from claw_train.score import LeakCheck, Scoring, contains_command, make_scoring
+from claw_train.score import LeakCheck, Scoring, gives_away, make_scoring
 from claw_train.sft import SftConfig, build_policy, clone
 from claw_train.types import CheckpointError, Learner
 
@@ -218,15 +218,15 @@ def make_scores(config: RunConfig, engine: EngineProcess, renderer: Renderer) ->
 
 
 def leak_check(config: RunConfig) -> LeakCheck:
-    """Whether a hint holds a command that solves its task (None: nobody knows one); the share is reported, and should be 0."""
+    """Whether a hint gives away a command that solves its task (None: nobody knows one); the share should be 0."""
     from claw_train.settings import env_factory
 
     make_env, _ = env_factory(config.env, None, "train")
     tasks = make_env()
 
-    def leaks(task_id: str, hint: str) -> bool | None:
+    def leaks(task_id: str, hint: str, reply: str) -> bool | None:
         oracle = tasks.task(task_id).oracle
-        return contains_command(hint, oracle) if oracle else None
+        return gives_away(hint, oracle, reply) if oracle else None
 
     return leaks
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from claw_agents.trajectory import Stop, Trajectory
+from claw_envs.messages import Action
 from claw_train.distill import Distiller, choose_hints, without_surrogates
 from claw_train.judge import Judge, JudgeContext, context_of
 from claw_train.method import MethodConfig
@@ -31,8 +32,8 @@ FAULTS = (RuntimeError, OSError, ValueError, LookupError)
 """What a judge or a teacher may raise that costs its own signal only (PolicyError, time limits, lost connections, bad shapes);
 anything else is a mistake in the program and is raised."""
 
-LeakCheck = Callable[[str, str], bool | None]
-"""(task id, hint) → whether the hint contains a command of the task's oracle; None where the task has none."""
+LeakCheck = Callable[[str, str, str], bool | None]
+"""(task id, hint, the reply it is about) → whether the hint gives away a command of the task's oracle; None where it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ class TurnScore:
         """Sums, so that those of several processes add up.
 
         turns_judged, turns_abstained, turns_hinted, turns_taught; hints, of which hints_checked were compared with an oracle
-        and hints_leaked contained one of its commands; judge_calls and their judge_s in seconds; reply_tokens of all turns and
+        and hints_leaked gave away one of its commands; judge_calls and their judge_s in seconds; reply_tokens of all turns and
         teacher_tokens with a teacher; failed/… by reason.
         """
         out: dict[str, float] = {name: self._counts[name] for name in COUNTS} | {"judge_s": self._judge_s}
@@ -191,7 +192,7 @@ class TurnScore:
             self._counts["turns_abstained"] += 1
             return Signal()
         self._counts["turns_abstained" if verdict.score is None else "turns_judged"] += 1
-        self._count_hints(trajectory.task_id, verdict.hints)
+        self._count_hints(trajectory.task_id, verdict.hints, _written(trajectory.turns[index].action))
         return Signal(verdict.score, verdict, await self._teacher(trajectory, index, verdict))
 
     async def _judge(self, context: JudgeContext) -> Verdict | None:
@@ -216,11 +217,11 @@ class TurnScore:
             self._counts["teacher_tokens"] += teacher.logprobs_HL.shape[1]
         return teacher
 
-    def _count_hints(self, task_id: str, hints: Sequence[str]) -> None:
+    def _count_hints(self, task_id: str, hints: Sequence[str], reply: str) -> None:
         self._counts["turns_hinted"] += bool(hints)
         self._counts["hints"] += len(hints)
         for hint in hints if self.leaks else ():
-            leaked = self.leaks(task_id, hint) if self.leaks else None
+            leaked = self.leaks(task_id, hint, reply) if self.leaks else None
             self._counts["hints_checked"] += leaked is not None
             self._counts["hints_leaked"] += bool(leaked)
 
@@ -244,7 +245,19 @@ def override(verdict: Verdict | None, feedback: Feedback | None) -> Verdict | No
     return Verdict(feedback.rating, (feedback.rating,), f"explicit feedback{said}", hints)
 
 
-def contains_command(hint: str, commands: Sequence[str]) -> bool:
-    """True when `hint` holds one of `commands` as it stands, white space aside: the answer, which a hint must not give."""
-    words = " ".join(hint.split())
-    return any(c and c in words for c in (" ".join(command.split()) for command in commands))
+def _written(action: Action) -> str:
+    """All that the policy wrote in a turn, its calls' arguments included."""
+    calls = (
+        c.arguments if isinstance(c.arguments, str) else "\n".join(map(str, c.arguments.values()))
+        for c in action.tool_calls
+    )
+    return "\n".join((action.text, *calls))
+
+
+def gives_away(hint: str, commands: Sequence[str], reply: str = "") -> bool:
+    """True when `hint` holds one of `commands`, the answer, which a hint must not give; white space aside.
+
+    A command that the `reply` itself holds is not given away: error messages quote what was typed.
+    """
+    words, own = " ".join(hint.split()), " ".join(reply.split())
+    return any(c and c in words and c not in own for c in (" ".join(command.split()) for command in commands))

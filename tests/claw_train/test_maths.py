@@ -21,7 +21,7 @@ from claw_train.judge import JudgeContext
 from claw_train.judge_rule import assess
 from claw_train.maths import figures, voted
 from claw_train.rollout import RolloutConfig
-from claw_train.score import contains_command
+from claw_train.score import gives_away
 from claw_train.stats import majority_at_k
 from claw_train.suite_play import play_suite
 from claw_train.suites import Attempt, Evaluation, SuiteConfig, report
@@ -147,7 +147,7 @@ def test_a_critique_gives_a_hint_that_leaks_nothing(family: str):
         assert verdict is not None
         assert verdict.score == -1
         assert verdict.hints == (said,)
-        assert not contains_command(said, task.oracle)
+        assert not gives_away(said, task.oracle)
 
 
 # A whole evaluation

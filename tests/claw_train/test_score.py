@@ -1,6 +1,7 @@
 """Signals sit on the turns they judge; a judge or teacher that fails costs its own signal and is counted."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from claw_train.score import (
     NullScore,
     Scoring,
     TurnScore,
-    contains_command,
     feedback_of,
+    gives_away,
     make_scoring,
     override,
     score_group,
@@ -95,9 +96,25 @@ async def test_a_verdict_is_for_its_turn_however_late_it_comes(make_trajectory):
     assert [s.step_reward for s in scored.signals] == [0.0, 0.1, 0.2, 0.3]
 
 
+async def test_what_a_call_wrote_is_the_policys_own(make_trajectory):
+    class Quoting(ScriptedJudge):
+        async def judge(self, context):
+            return Verdict(-1.0, (), "", ("bash: `cat a.txt': no",))
+
+    own = assistant("", ToolCall("run", {"command": "cat a.txt"}))
+    for action, leaked in ((own, 0), (assistant("", ToolCall("run", "cat a.txt")), 0), (assistant("ls"), 1)):
+        trajectory = make_trajectory([("x", reply(0))])
+        turn = replace(trajectory.turns[0], action=action)
+        scoring = TurnScore(Quoting(), leaks=lambda task, hint, reply: gives_away(hint, ["cat a.txt"], reply))
+        await scoring.score(replace(trajectory, turns=(turn,)))
+        assert scoring.counts()["hints_leaked"] == leaked
+
+
 async def test_counts(make_trajectory):
     judge = ScriptedJudge([BAD, GOOD, None, Verdict(None, (None,), "", (HINT,))])
-    scoring = TurnScore(judge, FakeDistiller(), leaks=lambda task, hint: contains_command(hint, ["Reverse  the order"]))
+    scoring = TurnScore(
+        judge, FakeDistiller(), leaks=lambda task, hint, reply: gives_away(hint, ["Reverse  the order"], reply)
+    )
     await scoring.score(make_trajectory([("x", reply(n)) for n in range(4)]))
     counts = scoring.counts()
     assert counts["turns_judged"] == 2
@@ -300,6 +317,13 @@ async def test_feedback_on_a_last_turn_that_nobody_answered_counts(make_trajecto
     assert scored.signals[0].step_reward == 1.0
 
 
-def test_contains_command():
-    assert contains_command("Just run  sort -r  a.txt.", ["ls", "sort -r a.txt"])
-    assert not contains_command("The order is not reversed.", ["sort -r a.txt", ""])
+def test_what_gives_a_command_away():
+    assert gives_away("Just run  sort -r  a.txt.", ["ls", "sort -r a.txt"])
+    assert not gives_away("The order is not reversed.", ["sort -r a.txt", ""])
+
+
+def test_an_error_that_quotes_what_was_typed_gives_nothing_away():
+    error = "bash: eval: line 4: `cat timber.md'"
+    assert not gives_away(error, ["cat timber.md"], "(\ncat  timber.md\n")
+    assert gives_away(error, ["cat timber.md"], "cat pine.md")
+    assert gives_away(error, ["cat timber.md", "line 4"], "cat timber.md")
