@@ -2,10 +2,8 @@
 
 import contextlib
 import shutil
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 
+import fake_world as fake_world_module
 import pytest
 
 from claw_agents.recorder import Recorder
@@ -44,20 +42,12 @@ def make_turns():
     return lambda script: _trajectory(script).turns
 
 
-_spec = spec_from_file_location("claw_tests_fake_world", Path(__file__).with_name("fake_world.py"))
-assert _spec is not None
-assert _spec.loader is not None
-_fake_world = module_from_spec(_spec)
-sys.modules[_spec.name] = _fake_world
-_spec.loader.exec_module(_fake_world)
-
-
 @pytest.fixture
 def fake_world(tmp_path):
     """A working directory, and a copy of the shipped configs in it with more environments: +env=fake, +env=breaking."""
     conf = tmp_path / "conf"
     shutil.copytree(config.conf_dir(), conf)
-    worlds = _fake_world.worlds("claw_tests_fake_world")
+    worlds = fake_world_module.worlds(fake_world_module.__name__)
     for name in worlds:
         (conf / "env" / f"{name}.yaml").write_text(f"# say a digit\nname: {name}\nturns: 1\n")
         (conf / "suite" / f"{name}.yaml").write_text(f"# digits\nname: {name}\nenv: {name}\n")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import random
 import signal
 import subprocess
 import sys
 from collections import Counter
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+from live_world import LiveWorld
 
 from claw_agents.keys import KeyConfig, hash_key
 from claw_agents.server import ServerConfig
@@ -27,14 +28,6 @@ from claw_train.live.control import Control, ask
 from claw_train.live.gate import Case, GatedPublisher, read_cases
 from claw_train.live.rules import ROLLED_BACK
 from claw_train.rollback import roll_back
-
-_spec = spec_from_file_location("claw_tests_live_world", Path(__file__).with_name("live_world.py"))
-assert _spec is not None
-assert _spec.loader is not None
-_module = module_from_spec(_spec)
-sys.modules[_spec.name] = _module
-_spec.loader.exec_module(_module)
-LiveWorld = _module.LiveWorld
 
 
 async def test_what_people_say_next_is_learnt_and_the_reply_says_the_newer_version(tmp_path):
@@ -508,7 +501,7 @@ print("done", flush=True)
 
 def test_killed_at_random_moments_no_judged_turn_is_lost_and_none_is_trained_twice(tmp_path):
     folder, rng = tmp_path / "run", random.Random(5)
-    world_file = Path(__file__).with_name("live_world.py")
+    world_file = Path(inspect.getfile(LiveWorld))
     judged = set()
     for life in range(5):
         command = [sys.executable, "-c", VICTIM, str(world_file), str(folder), str(life), "8"]

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from contextlib import contextmanager
 
 import httpx
 import openai
 import pytest
 import torch
+from serving import SMALL, served
 
-from claw_agents.nano import NanoConfig, make_model, make_tokenizer, save
+from claw_agents.nano import make_model, make_tokenizer, save
 from claw_agents.render_compact import NanoRenderer
 from claw_envs.messages import assistant, system, user
 from claw_train.rollback import main as rollback
 
-SMALL = NanoConfig(hidden=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp=32, context=512)
 ASKED = [f"say {word}" for word in ("please", "now", "it", "again", "to me", "aloud")]
 ANSWER = "certainly"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def learnt(folder):
@@ -43,32 +39,20 @@ def learnt(folder):
 
 
 @contextmanager
-def served(folder, *words):
+def gated(folder, *words):
     """A run with a gate over the policy in `folder`: its directory, and who talks to it."""
     cases = folder.parent / "cases.jsonl"
     rows = [{"messages": [{"role": "user", "content": a}], "must": [f"^{ANSWER}$"]} for a in ASKED]
     cases.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [
-        sys.executable, "-m", "claw_train", "+env=live", "+method=hybrid", "policy=hf", f"policy.path={folder}",
-        "live.server.port=0", "loop.batch_groups=2", f"live.gate.cases={cases}", "live.gate.every=1", "view=plain", *words,
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder.parent, env=ENVIRONMENT
-    )
-    try:
-        said = ""
-        assert process.stdout is not None
-        for line in process.stdout:
-            said += line
-            if found := re.search(r"Serving (http\S+)", line):
-                break
-        else:
-            raise AssertionError(said)
-        with openai.OpenAI(base_url=found.group(1), api_key="none", timeout=120) as client:
-            yield (folder.parent / "runs" / "latest").resolve(), client, found.group(1).removesuffix("/v1")
-    finally:
-        process.kill()
-        process.communicate()
+    words = (
+        "+env=live", "+method=hybrid", "policy=hf", f"policy.path={folder}", "live.server.port=0", "loop.batch_groups=2",
+        f"live.gate.cases={cases}", "live.gate.every=1", *words,
+    )  # fmt: skip
+    with (
+        served(*words, cwd=folder.parent) as (_, url),
+        openai.OpenAI(base_url=url, api_key="none", timeout=120) as client,
+    ):
+        yield (folder.parent / "runs" / "latest").resolve(), client, url.removesuffix("/v1")
 
 
 def talk(client):
@@ -101,7 +85,7 @@ def turns(root):
 
 @pytest.mark.slow
 def test_a_candidate_that_got_worse_is_never_served(start):
-    with served(start, "learner.lr=1.0", "learner.warmup_steps=0") as (run, client, root):
+    with gated(start, "learner.lr=1.0", "learner.warmup_steps=0") as (run, client, root):
         assert greedy(client) == (ANSWER, 0)
         while turns(root).get("dropped: rolled_back", 0) < 2:
             assert talk(client).policy_version == 0
@@ -115,7 +99,7 @@ def test_a_candidate_that_got_worse_is_never_served(start):
 
 @pytest.mark.slow
 def test_a_candidate_as_good_is_served_until_somebody_goes_back(start, capsys):
-    with served(start, "learner.lr=1e-7") as (run, client, root):
+    with gated(start, "learner.lr=1e-7") as (run, client, root):
         while talk(client).policy_version < 2:
             pass
         assert greedy(client)[0] == ANSWER

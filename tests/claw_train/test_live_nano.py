@@ -4,44 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import openai
 import pytest
+from serving import SMALL, served
 
-from claw_agents.nano import NanoConfig, make_model, make_tokenizer, save
+from claw_agents.nano import make_model, make_tokenizer, save
 from claw_train.journal import Journal
-
-SMALL = NanoConfig(hidden=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp=32, context=512)
 
 
 @contextmanager
-def served(*words, cwd):
-    command = [sys.executable, "-m", "claw_train", *words, "view=plain"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, env=environment
-    )
-    try:
-        said = ""
-        assert process.stdout is not None
-        for line in process.stdout:
-            said += line
-            if found := re.search(r"Serving (http\S+)", line):
-                break
-        else:
-            raise AssertionError(said)
-        with openai.OpenAI(base_url=found.group(1), api_key="none", max_retries=8, timeout=120) as client:
-            yield process, client
-    finally:
-        process.kill()
-        process.communicate()
+def talking(*words, cwd):
+    """A run that serves: its process, and a client of it."""
+    with (
+        served(*words, cwd=cwd) as (process, url),
+        openai.OpenAI(base_url=url, api_key="none", max_retries=8) as client,
+    ):
+        yield process, client
 
 
 def talk(client, number):
@@ -75,7 +58,7 @@ def test_killed_and_resumed_the_policy_goes_on_learning_and_no_turn_is_lost_or_t
         "+env=live", "+method=hybrid", "policy=hf", f"policy.path={tmp_path / 'start'}", "live.server.port=0",
         "loop.batch_groups=2", "live.server.system=",
     )  # fmt: skip
-    with served(*words, cwd=tmp_path) as (process, client):
+    with talking(*words, cwd=tmp_path) as (process, client):
         number = 0
         while max(talk(client, number)) < 2:
             number += 1
@@ -83,7 +66,7 @@ def test_killed_and_resumed_the_policy_goes_on_learning_and_no_turn_is_lost_or_t
         process.wait()
     run = (tmp_path / "runs" / "latest").resolve()
     before = read(run)
-    with served(f"resume={run}", cwd=tmp_path) as (process, client):
+    with talking(f"resume={run}", cwd=tmp_path) as (process, client):
         version = json.loads((sorted((run / "checkpoints").glob("step-*"))[-1] / "loop.json").read_text())
         assert version["totals"]
         engine = next(p for p, command in children(process.pid).items() if "engines.process:serve" in command)

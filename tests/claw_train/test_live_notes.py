@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 import yaml
+from live_world import LiveWorld
 
 from claw_agents.keys import KeyConfig, hash_key
 from claw_agents.memory import Memory
@@ -16,14 +15,6 @@ from claw_envs.errors import ConfigError
 from claw_envs.messages import system, user
 from claw_train.forget import forget
 from claw_train.live.config import LiveConfig
-
-_spec = spec_from_file_location("claw_tests_live_world_notes", Path(__file__).with_name("live_world.py"))
-assert _spec is not None
-assert _spec.loader is not None
-_module = module_from_spec(_spec)
-sys.modules[_spec.name] = _module
-_spec.loader.exec_module(_module)
-LiveWorld = _module.LiveWorld
 
 BAD = "no, that is wrong. Please use fewer words."
 REMEMBERS = LiveConfig(memory="on")

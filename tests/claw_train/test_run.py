@@ -6,9 +6,9 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
+import fake_world as fake
 import pytest
 import yaml
 
@@ -20,8 +20,6 @@ from claw_train.metrics import read_rows
 from claw_train.run import main, overview
 from claw_train.stages import Interrupts
 from claw_train.types import CheckpointError
-
-fake = sys.modules["claw_tests_fake_world"]  # loaded by conftest.py
 
 
 @pytest.fixture

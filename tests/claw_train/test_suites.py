@@ -76,7 +76,7 @@ def test_evaluations_survive_the_disk(tmp_path: Path):
 
 
 def test_a_suite_may_bring_its_own_metric():
-    suite = SuiteConfig("s", "terminal", metrics=("claw_tests_fake_world:longest",))
+    suite = SuiteConfig("s", "terminal", metrics=("fake_world:longest",))
     assert report(suite, [attempt("a", True, tokens=7)], frozenset())["metrics"] == {"longest": 7.0}
 
 

@@ -12,7 +12,10 @@ from PIL import Image
 
 from claw_envs.errors import ConfigError
 from claw_envs.gui.client import Desktop, DesktopError
+from claw_envs.gui.demos import played
+from claw_envs.gui.env import GuiEnv
 from claw_envs.gui.providers import Provider, make_provider
+from claw_envs.gui.tasks import load
 
 
 def _missing(why: str) -> None:
@@ -109,3 +112,12 @@ def test_a_desktop_that_dies_is_the_worlds_fault_and_the_next_one_lives(provider
     again = provider.start()
     assert again.desktop.state() == "ready"
     again.close()
+
+
+def test_an_episode_is_played_and_graded(provider: Provider):
+    env = GuiEnv(load("heldout", families="edit_append", count=1), provider=provider, sees="tree")
+    try:
+        kept, success = played(env, env.tasks[0], "oracle")  # pyright: ignore[reportArgumentType]
+        assert success, kept.said
+    finally:
+        env.close()

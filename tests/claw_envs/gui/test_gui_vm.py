@@ -18,10 +18,8 @@ import pytest
 from claw_envs.errors import ConfigError, SandboxError
 from claw_envs.gui.bundle import digest
 from claw_envs.gui.client import Desktop, DesktopError, Refusal, TcpTransport
-from claw_envs.gui.env import GuiEnv
 from claw_envs.gui.providers import Provider, SandboxMachine, make_provider
 from claw_envs.gui.qemu import PROGRAM, Qemu
-from claw_envs.gui.tasks import load
 from claw_envs.gui.vm import IMAGE, VirtualMachine
 from claw_envs.gui.vm_image import archive, frozen
 
@@ -238,18 +236,6 @@ def test_a_machine_that_is_killed_is_the_worlds_fault(provider: Provider):
     again = provider.start()
     assert again.desktop.state() == "ready"
     again.close()
-
-
-@vm
-def test_an_episode_is_played_and_graded(provider: Provider):
-    from claw_envs.gui.demos import played
-
-    env = GuiEnv(load("heldout", families="edit_append", count=1), provider=provider, sees="tree")
-    try:
-        kept, success = played(env, env.tasks[0], "oracle")  # pyright: ignore[reportArgumentType]
-        assert success, kept.said
-    finally:
-        env.close()
 
 
 _KILLED = """
