@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -111,13 +112,16 @@ async def build_policy(
     await asyncio.to_thread(lock.__enter__)
     try:
         if not folder.is_dir():
-            with tempfile.TemporaryDirectory(dir=cache, prefix=".making-") as scratch:
-                made = Path(scratch) / "policy"
+            made = folder.with_suffix(".part")
+            shutil.rmtree(made, ignore_errors=True)  # Of one that was killed: who holds the lock is the only one at it.
+            try:
                 async with aclosing(clone(env, config, made, size=size, seed=seed)) as told:
                     async for facts in told:
                         if progress is not None:
                             progress(facts)
                 made.rename(folder)
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
     finally:
         lock.__exit__(None, None, None)
     return folder

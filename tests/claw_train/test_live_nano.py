@@ -22,7 +22,7 @@ def talking(*words, cwd):
     """A run that serves: its process, and a client of it."""
     with (
         served(*words, cwd=cwd) as (process, url),
-        openai.OpenAI(base_url=url, api_key="none", max_retries=8) as client,
+        openai.OpenAI(base_url=url, api_key="none", max_retries=8, timeout=120) as client,
     ):
         yield process, client
 

@@ -203,6 +203,15 @@ async def test_a_cloning_that_fails_leaves_nothing_behind(tmp_path: Path) -> Non
     assert [p.suffix for p in tmp_path.iterdir()] == [".lock"]
 
 
+async def test_what_a_killed_cloning_left_is_cleared_away(tmp_path: Path) -> None:
+    left = tmp_path / f"nano-terminal-{recipe('terminal', TINY, SMALL, 0)[:16]}.part"
+    left.mkdir()
+    (left / "half").touch()
+    made = await build_policy("terminal", TINY, SMALL, cache=tmp_path)
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == ["", ".lock"]
+    assert not (made / "half").exists()
+
+
 async def test_clone_yields_as_it_goes(tmp_path: Path) -> None:
     facts: AsyncIterator[Any] = clone("terminal", TINY, tmp_path / "policy", size=SMALL)
     seen = [f async for f in facts]
