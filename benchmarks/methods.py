@@ -62,24 +62,29 @@ def reached(done: Finished, level: float) -> float:
     return float(steps[found[0]]) if len(found) else float("inf")
 
 
-def plot(found: Mapping[tuple[str, str], Sequence[Finished]], path: Path) -> None:
-    """Curves with the range over seeds, one panel per start."""
+def plot(found: Mapping[tuple[str, str], Sequence[Finished]], levels: Mapping[str, float], path: Path) -> None:
+    """The median over seeds with their range, one panel per start; a method has one colour, a control of it is dashed."""
     from matplotlib.figure import Figure
 
     starts = list(dict.fromkeys(start for start, _ in found))
-    figure = Figure(figsize=(6 * len(starts), 4), layout="constrained")
-    for place, start in enumerate(starts):
-        axes = figure.add_subplot(
-            1, len(starts), place + 1, title=f"{start} start", xlabel="environment steps", ylabel="success"
-        )
-        for (_, method), runs in ((k, v) for k, v in found.items() if k[0] == start):
+    colours = {name: f"C{i}" for i, name in enumerate(METHODS)}
+    figure = Figure(figsize=(6 * len(starts), 5), layout="constrained")
+    panels = figure.subplots(1, len(starts), sharey=True, squeeze=False)[0]
+    for axes, start in zip(panels, starts, strict=True):
+        axes.set(title=f"{start} start", xlabel="environment steps", ylim=(0, 1))
+        axes.axhline(levels[start], color="0.6", linewidth=0.8, linestyle=":")
+        for method, runs in ((m, r) for (s, m), r in found.items() if s == start):
             curves = [curve(r) for r in runs]
             grid = np.linspace(0, min(c[0][-1] for c in curves), 50)
             values = np.stack([np.interp(grid, *c) for c in curves])
-            (line,) = axes.plot(grid, np.median(values, 0), label=method)
-            axes.fill_between(grid, values.min(0), values.max(0), alpha=0.15, color=line.get_color())
-        axes.legend(fontsize=7)
-    figure.savefig(path, dpi=120)
+            (line,) = axes.plot(
+                grid, np.median(values, 0), "--" if "hints" in method else "-", color=colours[method], label=method
+            )
+            axes.fill_between(grid, values.min(0), values.max(0), alpha=0.12, linewidth=0, color=line.get_color())
+    panels[0].set_ylabel(f"success of the latest {WINDOW} sampled episodes")
+    named = {text: line for axes in panels for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -111,7 +116,7 @@ def main() -> None:
                 f"{leaked:.0f} of {checked:.0f}",
             ])  # fmt: skip
     args.plot.parent.mkdir(parents=True, exist_ok=True)
-    plot(found, args.plot)
+    plot(found, levels, args.plot)
     headers = [
         "start",
         "method",
