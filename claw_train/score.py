@@ -246,12 +246,12 @@ def override(verdict: Verdict | None, feedback: Feedback | None) -> Verdict | No
 
 
 def _written(action: Action) -> str:
-    """All that the policy wrote in a turn, its calls' arguments included."""
-    calls = (
-        c.arguments if isinstance(c.arguments, str) else "\n".join(map(str, c.arguments.values()))
-        for c in action.tool_calls
-    )
-    return "\n".join((action.text, *calls))
+    """All that the policy wrote in a turn, its calls' names and arguments included."""
+    parts = [action.text]
+    for call in action.tool_calls:
+        parts.append(call.name)
+        parts += [call.arguments] if isinstance(call.arguments, str) else map(str, call.arguments.values())
+    return "\n".join(parts)
 
 
 def gives_away(hint: str, commands: Sequence[str], reply: str = "") -> bool:

@@ -102,7 +102,8 @@ async def test_what_a_call_wrote_is_the_policys_own(make_trajectory):
             return Verdict(-1.0, (), "", ("bash: `cat a.txt': no",))
 
     own = assistant("", ToolCall("run", {"command": "cat a.txt"}))
-    for action, leaked in ((own, 0), (assistant("", ToolCall("run", "cat a.txt")), 0), (assistant("ls"), 1)):
+    others = (assistant("", ToolCall("run", "cat a.txt")), assistant("", ToolCall("cat a.txt", {})))
+    for action, leaked in ((own, 0), *((a, 0) for a in others), (assistant("ls"), 1)):
         trajectory = make_trajectory([("x", reply(0))])
         turn = replace(trajectory.turns[0], action=action)
         scoring = TurnScore(Quoting(), leaks=lambda task, hint, reply: gives_away(hint, ["cat a.txt"], reply))
