@@ -3,7 +3,11 @@
 Number i of a seed is drawn from (seed, i) alone. Three kinds. Plain: what can be answered by head is, mostly; what cannot is
 guessed (at the rate `guess`), or worked out by a program, which at the rate `sloppy` is the family's habit: where that fails, it
 is mended or the answer is guessed; where it runs, its value is believed. Hinted: what a person would say after a guess or after
-the habit, followed by the right program. Irrelevant: a hint of another family's habit, which changes nothing.
+the habit, followed by the right program. Irrelevant: a hint of another family's habit or a sentence about nothing, neither of
+which changes anything.
+
+Fewer hinted ones, and numbers are not copied: what a guess says cannot be known, so most plain demonstrations of a hard question
+teach nothing about where its numbers go (hinted .25: the right program after 1 of 11 hints; .45: after 6 of 10).
 
 What a program that runs shows is known, and a test holds it against the interpreter; a program that fails is run.
 """
@@ -17,6 +21,7 @@ from claw_envs.demonstrate import check_shares
 from claw_envs.env import Demonstration
 from claw_envs.messages import Action, Observation, ToolCall, assistant, tool_result
 from claw_envs.sandbox import Sandboxes
+from claw_envs.smalltalk import smalltalk
 from claw_envs.toolcall.env import BY_HEAD, CODE, WRONG, opening
 from claw_envs.toolcall.families import FAMILIES
 from claw_envs.toolcall.interpreter import Interpreter, InterpreterConfig, Machines
@@ -36,8 +41,8 @@ def demonstrations(
     *,
     guess: float = 0.6,
     sloppy: float = 0.35,
-    hinted: float = 0.25,
-    irrelevant: float = 0.05,
+    hinted: float = 0.45,
+    irrelevant: float = 0.15,
     hard: bool = False,
     families: str | Sequence[str] | None = None,
     sandbox: str | Sandboxes = "namespace",
@@ -68,7 +73,7 @@ def _drawn(
             if u < hinted:
                 yield Demonstration(task.id, (CODE,), worked(task), hint_for(task, rng))
             else:
-                foreign = foreign_hint(task, rng) if u < hinted + irrelevant else None
+                foreign = aside(task, rng) if u < hinted + irrelevant else None
                 yield Demonstration(task.id, (CODE,), plain(task, rng, guess, sloppy, machines), foreign)
     finally:
         machines.close()
@@ -137,8 +142,10 @@ def hint_for(task: GeneratedTask, rng: Random) -> str:
     return f"{WRONG[:-1]}, {task.draft.advice}."
 
 
-def foreign_hint(task: GeneratedTask, rng: Random) -> str:
-    """What a person would say of another family's habit."""
+def aside(task: GeneratedTask, rng: Random) -> str:
+    """What has nothing to do with the task: what a person would say of another family's habit, or a sentence of small talk."""
+    if rng.random() < 0.5:
+        return smalltalk(rng)
     others = [f for f in FAMILIES.values() if f.group == "by_code" and f.name != task.family]
     draft = others[int(rng.random() * len(others))].draft(rng)
     return f"{WRONG[:-1]}, {draft.advice}."
