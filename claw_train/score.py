@@ -21,7 +21,7 @@ from typing import Protocol, runtime_checkable
 
 from claw_agents.trajectory import Stop, Trajectory
 from claw_envs.messages import Action
-from claw_train.distill import Distiller, choose_hints, without_surrogates
+from claw_train.distill import Distiller, choose_hints, without_surrogates, without_template_marks
 from claw_train.judge import Judge, JudgeContext, context_of
 from claw_train.method import MethodConfig
 from claw_train.types import Group, Scored, Signal, Teacher, Verdict
@@ -257,7 +257,7 @@ def _written(action: Action) -> str:
 def gives_away(hint: str, commands: Sequence[str], reply: str = "") -> bool:
     """True when `hint` holds one of `commands`, the answer, which a hint must not give; white space aside.
 
-    A command that the `reply` itself holds is not given away: error messages quote what was typed.
+    A command that the `reply` itself holds, template marks aside, is not given away: error messages quote what was typed.
     """
-    words, own = " ".join(hint.split()), " ".join(reply.split())
+    words, own = " ".join(hint.split()), " ".join(without_template_marks(reply).split())
     return any(c and c in words and c not in own for c in (" ".join(command.split()) for command in commands))

@@ -326,5 +326,6 @@ def test_what_gives_a_command_away():
 def test_an_error_that_quotes_what_was_typed_gives_nothing_away():
     error = "bash: eval: line 4: `cat timber.md'"
     assert not gives_away(error, ["cat timber.md"], "(\ncat  timber.md\n")
+    assert not gives_away(error, ["cat timber.md"], "cat <|user|>timber.md")
     assert gives_away(error, ["cat timber.md"], "cat pine.md")
     assert gives_away(error, ["cat timber.md", "line 4"], "cat timber.md")
