@@ -50,6 +50,8 @@ _COPY_ROWS = 32
 """Exercises in one step of copying; with 8 it is not found in 300 steps."""
 _COPY_WORDS = 16
 """Words to copy in one exercise."""
+_COPY_PIECES = 7
+"""Pieces that they come back in, where they come back in pieces."""
 _COMMON = 4
 """A word seen less often is spelt, so that the model learns what spelt words are like before it meets a person's."""
 _STEPS = 50
@@ -240,8 +242,9 @@ class Cloner:
     def _all_batches(self) -> Iterator[list[Sample]]:
         rng = np.random.default_rng([self._seed, self._config.copy_steps])
         words = np.unique(np.concatenate([s.tokens for s in self._samples]))
+        exercise = pieces_exercise if self._size.induction else copy_exercise
         for _ in range(self._copy_steps):
-            yield [copy_exercise(words, rng) for _ in range(_COPY_ROWS)]
+            yield [exercise(words, rng) for _ in range(_COPY_ROWS)]
         for epoch in range(self._config.epochs):
             yield from batches(self._samples, self._config.batch, random.Random(f"sft/{self._seed}/{epoch}"))
 
@@ -327,16 +330,32 @@ def copy_exercise(words: np.ndarray, rng: np.random.Generator) -> Sample:
     https://arxiv.org/abs/2209.11895), and demonstrations teach the rest.
     """
     once = rng.choice(words, _COPY_WORDS)
-    tokens = np.concatenate([once, once]).astype(np.int64)
-    turn_index = np.repeat(np.array([-1, 0]), _COPY_WORDS)
+    return _exercise(np.concatenate([once, once]), np.repeat([False, True], _COPY_WORDS))
+
+
+def pieces_exercise(words: np.ndarray, rng: np.random.Generator) -> Sample:
+    """Random words, then pieces of them in another order: what follows in a piece is to be said.
+
+    For policies with `NanoConfig.induction`: the words stand at another distance in each piece, so looking back by a fixed one,
+    which is all that `copy_exercise` takes, does not do.
+    """
+    once = rng.choice(words, _COPY_WORDS, replace=len(words) < _COPY_WORDS)
+    cuts = np.sort(rng.choice(np.arange(1, _COPY_WORDS), _COPY_PIECES - 1, replace=False))
+    pieces = np.split(once, cuts)
+    again = [pieces[i] for i in rng.permutation(_COPY_PIECES)]
+    marks = [np.zeros(_COPY_WORDS, np.bool_), *(np.arange(len(p)) > 0 for p in again)]
+    return _exercise(np.concatenate([once, *again]), np.concatenate(marks))
+
+
+def _exercise(tokens: np.ndarray, said: np.ndarray) -> Sample:
     zeros = np.zeros(len(tokens), np.float32)
     return Sample(
-        tokens=tokens,
-        loss_mask=turn_index >= 0,
+        tokens=tokens.astype(np.int64),
+        loss_mask=said,
         behavior_logprobs=zeros,
         advantages=zeros,
         rl_mask=np.zeros(len(tokens), np.bool_),
-        turn_index=turn_index,
+        turn_index=np.where(said, 0, -1).astype(np.int64),
         policy_version=0,
         turns=(("copy", 0),),
     )

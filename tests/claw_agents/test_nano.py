@@ -54,6 +54,37 @@ def test_heads_begin_by_handing_on_what_they_look_at() -> None:
     assert not torch.equal(free.o_proj.weight, attention.o_proj.weight)
 
 
+def test_with_induction_it_is_born_looking_for_what_followed_the_word_before() -> None:
+    words = make_tokenizer(
+        [" ".join(f"word{chr(97 + i)}{chr(97 + j)}" for i in range(26) for j in range(26))], NanoConfig()
+    )
+    ids = torch.arange(len(words) - 600, len(words))
+    generator = torch.Generator().manual_seed(0)
+    right = {True: [], False: []}
+    for induction, weights in right.items():
+        model = make_model(NanoConfig(induction=induction), words)
+        model.set_attn_implementation("eager")
+        for gap in range(8):
+            once = ids[torch.randperm(len(ids), generator=generator)[: 16 + gap]]
+            seen = torch.cat([once, once[:16]])[None]
+            with torch.no_grad():
+                looks, recognizes = model(seen, output_attentions=True).attentions
+            before = looks[0, 0].diagonal(-1)
+            followed = recognizes[0, 0, 16 + gap :, 1:17].diagonal()
+            weights.append(min(before.median().item(), followed.median().item()))
+    assert min(right[True]) > 0.5
+    assert max(right[False]) < 0.2
+
+
+def test_induction_needs_two_layers_and_room() -> None:
+    with pytest.raises(ConfigError, match="layers is 1"):
+        NanoConfig(induction=True, layers=1)
+    with pytest.raises(ConfigError, match="head_dim is 8"):
+        NanoConfig(induction=True, head_dim=8)
+    with pytest.raises(ConfigError, match="hidden is 64 with head_dim 32"):
+        NanoConfig(induction=True, hidden=64)
+
+
 def test_making_a_model_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(3)

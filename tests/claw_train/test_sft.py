@@ -24,7 +24,18 @@ from claw_envs.errors import ConfigError
 from claw_envs.messages import Tool, ToolCall, assistant, tool_result, user, with_hint
 from claw_train import sft
 from claw_train.learner import LearnerConfig
-from claw_train.sft import Cloner, SftConfig, batches, build_policy, clone, copy_exercise, recipe, samples, texts
+from claw_train.sft import (
+    Cloner,
+    SftConfig,
+    batches,
+    build_policy,
+    clone,
+    copy_exercise,
+    pieces_exercise,
+    recipe,
+    samples,
+    texts,
+)
 
 BASH = Tool("bash", "", {"type": "object", "properties": {"command": {"type": "string"}}})
 SUBMIT = Tool("submit", "", {"type": "object", "properties": {}})
@@ -100,6 +111,22 @@ def test_a_copy_exercise_says_the_same_words_again() -> None:
     half = len(row.tokens) // 2
     assert row.tokens[:half].tolist() == row.tokens[half:].tolist()
     assert row.loss_mask.tolist() == [False] * half + [True] * half
+
+
+def test_pieces_come_back_in_another_order_and_what_follows_in_each_is_said() -> None:
+    rng, distances = np.random.default_rng(0), set()
+    for _ in range(5):
+        row = pieces_exercise(np.arange(100, 200), rng)
+        half = len(row.tokens) // 2
+        first = row.tokens[:half].tolist()
+        assert sorted(row.tokens[half:].tolist()) == sorted(first)
+        assert not row.loss_mask[:half].any()
+        for at in np.flatnonzero(row.loss_mask):
+            before, word = row.tokens[at - 1 : at + 1].tolist()
+            stood = first.index(word)
+            assert first[stood - 1] == before
+            distances.add(at - stood)
+    assert len(distances) > 5
 
 
 def test_all_text_is_in_the_tokenizers_words() -> None:
