@@ -58,7 +58,7 @@ def test_fork_bomb(isolated: Sandboxes):
             bomb.result()
         assert box.exec("echo alive", timeout_s=20).text.endswith("alive\n")
         box.kill_all()
-        assert box.exec("ls /proc | grep -c '^[0-9]'").text.strip() in {"4", "5", "6"}
+        assert int(box.exec("ls /proc | grep -c '^[0-9]'").text) <= 6  # ls may look before grep is there
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from claw_envs.env import Demonstration
 from claw_envs.errors import ConfigError
 from claw_envs.messages import tool_result
 from claw_envs.toolcall.demos import demonstrations, guessed, worked
-from claw_envs.toolcall.env import BY_HEAD, opening
+from claw_envs.toolcall.env import BY_HEAD, WRONG, opening
 from claw_envs.toolcall.families import FAMILIES, choose
 from claw_envs.toolcall.interpreter import Interpreter, Machines
 from claw_envs.toolcall.tasks import GeneratedTask, GeneratedTasks, load
@@ -107,8 +107,11 @@ def demos() -> list[Demonstration]:
 def test_every_kind_is_shown(demos: list[Demonstration]):
     turns = Counter(len(d.turns) for d in demos)
     assert turns.keys() == {1, 2, 3}
-    assert 0.2 < sum(d.hint is not None for d in demos) / len(demos) < 0.4
+    assert 0.5 < sum(d.hint is not None for d in demos) / len(demos) < 0.7
     assert any(d.hint == BY_HEAD for d in demos)
+    said = " ".join(f"{BY_HEAD} {WRONG} {' '.join(t.draft.advice for t in generated(count=360))}".split())
+    aside = [d for d in demos if d.hint and not set(d.hint.rstrip(".").split()) & set(said.replace(".", "").split())]
+    assert aside, "small talk shares no word with what is said of tasks"
 
 
 def test_a_hint_of_one_s_own_is_followed_by_the_right_program(demos: list[Demonstration]):
