@@ -114,16 +114,12 @@ async def build_policy(
     await asyncio.to_thread(lock.__enter__)
     try:
         if not folder.is_dir():
-            made = folder.with_suffix(".part")
-            shutil.rmtree(made, ignore_errors=True)  # Of one that was killed: who holds the lock is the only one at it.
-            try:
-                async with aclosing(clone(env, config, made, size=size, seed=seed)) as told:
-                    async for facts in told:
-                        if progress is not None:
-                            progress(facts)
-                made.rename(folder)
-            finally:
-                shutil.rmtree(made, ignore_errors=True)
+            for left in cache.glob(f".partial-*-{folder.name}"):  # Of one that was killed while it saved.
+                shutil.rmtree(left, ignore_errors=True)
+            async with aclosing(clone(env, config, folder, size=size, seed=seed)) as told:
+                async for facts in told:
+                    if progress is not None:
+                        progress(facts)
     finally:
         lock.__exit__(None, None, None)
     return folder
@@ -326,8 +322,8 @@ def copy_exercise(words: np.ndarray, rng: np.random.Generator) -> Sample:
     """Random words, then the same again, which is to be said.
 
     What a policy needs most (to type the very names that it reads) takes a transformer long to find among demonstrations, and
-    a hundred steps on these: then heads that copy are there ("In-context Learning and Induction Heads",
-    https://arxiv.org/abs/2209.11895), and demonstrations teach the rest.
+    less after a hundred steps on these. They can be done by looking back a fixed distance, and are (the same words after a gap,
+    or in pieces, are not copied then); `pieces_exercise` cannot.
     """
     once = rng.choice(words, _COPY_WORDS)
     return _exercise(np.concatenate([once, once]), np.repeat([False, True], _COPY_WORDS))

@@ -230,13 +230,16 @@ async def test_a_cloning_that_fails_leaves_nothing_behind(tmp_path: Path) -> Non
     assert [p.suffix for p in tmp_path.iterdir()] == [".lock"]
 
 
-async def test_what_a_killed_cloning_left_is_cleared_away(tmp_path: Path) -> None:
-    left = tmp_path / f"nano-terminal-{recipe('terminal', TINY, SMALL, 0)[:16]}.part"
-    left.mkdir()
-    (left / "half").touch()
-    made = await build_policy("terminal", TINY, SMALL, cache=tmp_path)
+async def test_a_killed_cloning_leaves_nothing_for_long(tmp_path: Path) -> None:
+    left = tmp_path / f".partial-1-nano-terminal-{recipe('terminal', TINY, SMALL, 0)[:16]}"
+    left.mkdir()  # killed while it saved
+    seen: list[set[str]] = []
+    await build_policy(
+        "terminal", TINY, SMALL, cache=tmp_path, progress=lambda _: seen.append({p.suffix for p in tmp_path.iterdir()})
+    )
+    assert all(s == {".lock"} for s in seen), "killed before it saves, it has put nothing there"
     assert sorted(p.suffix for p in tmp_path.iterdir()) == ["", ".lock"]
-    assert not (made / "half").exists()
+    assert not left.exists()
 
 
 async def test_clone_yields_as_it_goes(tmp_path: Path) -> None:
